@@ -15,6 +15,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it warns in forked processes
 if os.environ.get("TWINLENS_CHECK_SHAPES") != "0":
     from jaxtyping import install_import_hook
 
+    import tests.checked  # noqa: F401  the hook finds it by name
+
     install_import_hook("twinlens", "tests.checked.checked")
 
 
