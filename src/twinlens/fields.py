@@ -1,0 +1,96 @@
+"""Fields that say of what kind they are.
+
+An operation is a frozen dataclass. Each field that may be wrong in an implementation carries a `Kind`,
+so that estimating, trying, reporting and mending need no other description of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass
+from typing import Any, Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a field is, said once, where the field is declared.
+
+    `name`: *number* has a derivative; *integer* is read from the support of what differs, then tried;
+    *choice* changes meaning; *dtype* is the precision of a computation; *order* changes bits only;
+    *size* is geometry that weights already fix and that is never a hypothesis.
+    `parameter`: the word under which a cause is reported.
+    `off`: the field may be None, which switches the operation's part off.
+    `power`: a number's smooth coordinate is value ** power; for a cap that is value ** -2, which is
+    smooth at off (0) as cap · tanh(s / cap) = s - s³ / (3 cap²) + ….
+    `enters`: the site within the block where a cause is reported, if not the step's own.
+    """
+
+    name: Literal["number", "integer", "choice", "dtype", "order", "size"]
+    parameter: str = ""
+    off: bool = False
+    power: float = 1.0
+    alternatives: tuple[Any, ...] = ()
+    enters: str | None = None
+
+
+def _field(kind: Kind, default: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"kind": kind})
+
+
+def number(
+    default: Any = MISSING, *, parameter: str, off: bool = False, power: float = 1.0
+) -> Any:
+    """A real constant of the formula; it may be given as a 0-dim tensor, so that it has a derivative."""
+    return _field(Kind("number", parameter, off=off, power=power), default)
+
+
+def integer(default: Any = MISSING, *, parameter: str, off: bool = False) -> Any:
+    """A count or an offset: no derivative."""
+    return _field(Kind("integer", parameter, off=off), default)
+
+
+def choice(default: Any, *others: Any, parameter: str, enters: str | None = None) -> Any:
+    """One of several meanings."""
+    return _field(Kind("choice", parameter, alternatives=(default, *others), enters=enters), default)
+
+
+def order(default: Any, *others: Any) -> Any:
+    """One of several ways to compute the same: the first is the plain formula, which is differentiable."""
+    return _field(Kind("order", "order", alternatives=(default, *others)), default)
+
+
+def precision(default: torch.dtype | None, *others: torch.dtype | None, parameter: str) -> Any:
+    """The precision of a computation; None is the precision of what comes in."""
+    return _field(Kind("dtype", parameter, alternatives=(default, *others)), default)
+
+
+def size(default: Any = MISSING) -> Any:
+    """Geometry that the weights fix."""
+    return _field(Kind("size"), default)
+
+
+def kinds(op: Any) -> Iterator[tuple[str, Kind, Any]]:
+    """Each field of an operation: its name, its kind, its value."""
+    for f in dataclasses.fields(op):
+        yield f.name, f.metadata["kind"], getattr(op, f.name)
+
+
+def kind_of(op: Any, name: str) -> Kind:
+    """The kind of one field. Raises KeyError with the fields that there are."""
+    for f in dataclasses.fields(op):
+        if f.name == name:
+            return f.metadata["kind"]
+    raise KeyError(f"{type(op).__name__} has no field {name!r}; it has {[f.name for f in dataclasses.fields(op)]}")
+
+
+def to_smooth(kind: Kind, value: float | None) -> float:
+    """A number in the coordinate in which it is smooth; off is 0."""
+    return 0.0 if value is None else float(value) ** kind.power
+
+
+def from_smooth(kind: Kind, coordinate: Any) -> Any:
+    """The number again; the coordinate may be a 0-dim tensor."""
+    return coordinate if kind.power == 1.0 else coordinate ** (1.0 / kind.power)

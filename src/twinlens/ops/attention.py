@@ -1,0 +1,159 @@
+"""Scores, pattern, and what the heads read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from twinlens.fields import choice, integer, number, order, precision
+from twinlens.ops.base import Op, cast
+from twinlens.ops.project import soft_cap
+from twinlens.shapes import Bool, Float, Int
+
+
+@dataclass(frozen=True)
+class Scores(Op):
+    """cap · tanh(q kᵀ / (scale · cap)), with the smallest finite number where a query may not look.
+
+    `scale` is the divisor (Vaswani et al. 2017, section 3.2.1), `softcap` the cap of Gemma 2 (report,
+    section 2), `window` the number of keys up to and including its own that a query sees (None: all).
+    """
+
+    by_row: ClassVar[tuple[bool, ...]] = (True, False, False, True)
+
+    scale: float = number(parameter="attn.scale")
+    softcap: float | None = number(None, parameter="attn.softcap", off=True, power=-2.0)
+    window: int | None = integer(None, parameter="attn.window", off=True)
+    causal: str = choice("causal", "none", parameter="attn.mask")
+    padding: str = choice("masked", "ignored", parameter="attn.mask")
+    kv_map: str = choice("repeat", "tile", "first", parameter="attn.kv_map")
+    scaling: str = order("multiply", "divide", "query", "both")
+    product: str = order("matmul", "einsum", "split", "float64")
+
+    def __call__(
+        self,
+        q: Float[Tensor, "b p h e"],
+        k: Float[Tensor, "b s k e"],
+        mask: Int[Tensor, "b s"],
+        slots: Int[Tensor, " p"],
+    ) -> Float[Tensor, "b h p s"]:
+        k = for_each_query_head(k, q.shape[2], self.kv_map)
+        if self.scaling in ("query", "both"):
+            q = q * (self.scale ** (-1 if self.scaling == "query" else -0.5))
+        if self.scaling == "both":
+            k = k * self.scale**-0.5
+        s = _PRODUCTS[self.product](q.transpose(1, 2), k.transpose(1, 2))
+        if self.scaling == "multiply":
+            s = s * (1.0 / self.scale)
+        elif self.scaling == "divide":
+            s = s / self.scale
+        s = soft_cap(s, self.softcap)
+        return s.masked_fill(~self.allowed(mask, slots), torch.finfo(s.dtype).min)
+
+    def allowed(self, mask: Int[Tensor, "b s"], slots: Int[Tensor, " p"]) -> Bool[Tensor, "b 1 p s"]:
+        """Where a query may look."""
+        keys = torch.arange(mask.shape[1], device=mask.device)
+        behind = slots[:, None] - keys[None, :]
+        see = behind >= 0 if self.causal == "causal" else torch.ones_like(behind, dtype=torch.bool)
+        if self.window is not None:
+            see = see & (behind < self.window)
+        see = see[None, None]
+        return see & mask.bool()[:, None, None, :] if self.padding == "masked" else see.expand(len(mask), -1, -1, -1)
+
+    def magnitude(self, q: Tensor, k: Tensor, mask: Tensor, slots: Tensor) -> Tensor:
+        k = for_each_query_head(k, q.shape[2], self.kv_map)
+        size = torch.matmul(q.abs().transpose(1, 2), k.abs().permute(0, 2, 3, 1)) / abs(float(self.scale))
+        return size.masked_fill(~self.allowed(mask, slots), 0.0)
+
+
+@dataclass(frozen=True)
+class Softmax(Op):
+    """The pattern: softmax over keys, computed in `dtype` (None: as it comes in), stored as it comes in."""
+
+    dtype: torch.dtype | None = precision(torch.float32, None, torch.bfloat16, parameter="attn.softmax_dtype")
+
+    def __call__(self, s: Float[Tensor, "b h p s"]) -> Float[Tensor, "b h p s"]:
+        return F.softmax(s, dim=-1, dtype=self.dtype).to(s.dtype)
+
+    def magnitude(self, s: Tensor) -> Tensor:
+        seen = s > torch.finfo(torch.float32).min / 2
+        spread = (s - s.amax(-1, keepdim=True)).abs().masked_fill(~seen, 0.0)
+        return self(s) * (2.0 + spread)
+
+
+@dataclass(frozen=True)
+class Mix(Op):
+    """What each head reads: pattern · v. `kernel="sdpa"` is torch's fused attention, which hides scores and pattern."""
+
+    by_row: ClassVar[tuple[bool, ...]] = (True, False)
+    absorbs: ClassVar[tuple[str, ...]] = ("Scores", "Softmax")
+
+    kv_map: str = choice("repeat", "tile", "first", parameter="attn.kv_map")
+    product: str = order("matmul", "einsum", "split", "float64")
+    kernel: str = order("plain", "sdpa")
+
+    def __call__(
+        self, pattern: Float[Tensor, "b h p s"], v: Float[Tensor, "b s k e"]
+    ) -> Float[Tensor, "b p h e"]:
+        v = for_each_query_head(v, pattern.shape[1], self.kv_map)
+        z = _PRODUCTS[self.product](pattern, v.transpose(1, 2).transpose(2, 3))
+        return z.transpose(1, 2)
+
+    def magnitude(self, pattern: Tensor, v: Tensor) -> Tensor:
+        return self.exact()(pattern.abs(), v.abs())
+
+    def fused(self) -> Callable[..., Tensor] | None:
+        return self._sdpa if self.kernel == "sdpa" else None
+
+    def _sdpa(
+        self, ops: tuple[Op, ...], q: Tensor, k: Tensor, mask: Tensor, slots: Tensor, v: Tensor
+    ) -> Tensor:
+        scores = ops[0]
+        assert isinstance(scores, Scores)
+        if scores.softcap is not None:
+            raise ValueError("torch's sdpa has no soft cap; set softcap=None or kernel='plain'")
+        k, v = (for_each_query_head(t, q.shape[2], self.kv_map) for t in (k, v))
+        plain = scores.causal == "causal" and scores.window is None and q.shape[1] == k.shape[1] and bool(mask.all())
+        how: dict[str, Any] = {"is_causal": True} if plain else {"attn_mask": scores.allowed(mask, slots)}
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0 / float(scores.scale), **how).transpose(1, 2)
+
+
+def for_each_query_head(x: Float[Tensor, "b s k e"], heads: int, kv_map: str) -> Float[Tensor, "b s h e"]:
+    """Keys or values for every query head: each one repeated, all of them tiled, or only the first."""
+    groups = heads // x.shape[2]
+    if groups == 1 and kv_map != "first":
+        return x
+    b, s, k, e = x.shape
+    first = x.transpose(1, 2)
+    if kv_map == "repeat":
+        return first[:, :, None].expand(b, k, groups, s, e).reshape(b, heads, s, e).transpose(1, 2)
+    if kv_map == "tile":
+        return first.repeat(1, groups, 1, 1).transpose(1, 2)
+    return first[:, :1].expand(b, heads, s, e).transpose(1, 2)
+
+
+def _matmul(x: Tensor, y: Tensor) -> Tensor:
+    return torch.matmul(x, y.transpose(2, 3))
+
+
+def _einsum(x: Tensor, y: Tensor) -> Tensor:
+    return torch.einsum("bhpe,bhse->bhps", x, y)
+
+
+def _split(x: Tensor, y: Tensor) -> Tensor:
+    half = math.ceil(x.shape[-1] / 2)
+    return _matmul(x[..., :half], y[..., :half]) + _matmul(x[..., half:], y[..., half:])
+
+
+def _float64(x: Tensor, y: Tensor) -> Tensor:
+    return _matmul(x.double(), y.double()).to(x.dtype)
+
+
+_PRODUCTS = {"matmul": _matmul, "einsum": _einsum, "split": _split, "float64": _float64}

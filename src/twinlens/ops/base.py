@@ -1,0 +1,69 @@
+"""What all operations share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from twinlens.fields import kinds
+
+REGISTRY: dict[str, type[Op]] = {}
+
+
+@dataclass(frozen=True)
+class Op:
+    """An operation: its fields are its semantic parameters; calling it computes.
+
+    Calling takes the tensors of the sites that a step reads, in order, then weights by name.
+    `by_row` says for each read whether row `p` of the output needs row `p` of it only.
+    `removable` is the parameter under which leaving the step out is reported; such a step maps its first
+    read to a tensor of the same shape. `fused` names the values of the `kernel` field that compute the
+    steps before this one as well: their sites are then hidden.
+    """
+
+    by_row: ClassVar[tuple[bool, ...]] = (True,)
+    removable: ClassVar[str | None] = None
+    absorbs: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        REGISTRY[cls.__name__] = cls
+
+    def __call__(self, *reads: Tensor, **weights: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def magnitude(self, *reads: Tensor, **weights: Tensor) -> Tensor:
+        """Entry by entry, what one unit of roundoff inside this step is multiplied by, in float64.
+
+        For y = W x + b this is |W| |x| + |b| (Higham, Accuracy and Stability of Numerical
+        Algorithms, section 3.5); the default, the magnitude of the result, is that of a step of a few
+        multiplications.
+        """
+        return self(*reads, **weights).abs()
+
+    def fused(self) -> Callable[..., Tensor] | None:
+        """The kernel that also computes the steps which `absorbs` names, or None."""
+        return None
+
+    def exact(self) -> Self:
+        """The same meaning in float64 by the plain formula: the oracle, and what derivatives are taken of."""
+        return self.replace(
+            **{
+                name: torch.float64 if kind.name == "dtype" else kind.alternatives[0]
+                for name, kind, _ in kinds(self)
+                if kind.name in ("dtype", "order")
+            }
+        )
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def cast(x: Tensor, to: torch.dtype | None) -> Tensor:
+    """`x` in a precision, where one is given."""
+    return x if to is None else x.to(to)

@@ -1,0 +1,62 @@
+"""From token ids and positions to vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from twinlens.fields import integer, number, order
+from twinlens.ops.base import Op
+from twinlens.shapes import Float, Int
+
+
+@dataclass(frozen=True)
+class Embed(Op):
+    """Token embedding times a factor: sqrt(d) in Gemma (Gemma report, section 2).
+
+    The factor is rounded to the dtype of the table, as the released Gemma code does
+    (huggingface/transformers#29402); `constant="exact"` multiplies by the unrounded one.
+    """
+
+    factor: float = number(1.0, parameter="embed.scale")
+    constant: str = order("rounded", "exact")
+
+    def __call__(self, tokens: Int[Tensor, "b p"], W: Float[Tensor, "v d"]) -> Float[Tensor, "b p d"]:
+        x = F.embedding(tokens, W)
+        if isinstance(self.factor, float) and self.factor == 1.0:
+            return x
+        factor = torch.as_tensor(self.factor, device=x.device)
+        return x * (factor.to(x.dtype) if self.constant == "rounded" else self.factor)
+
+
+@dataclass(frozen=True)
+class PositionEmbed(Op):
+    """Learned positions; OPT reads its table two rows further on (`offset` 2)."""
+
+    offset: int = integer(0, parameter="pos_embed.offset")
+
+    def __call__(self, positions: Int[Tensor, "b p"], W: Float[Tensor, "n d"]) -> Float[Tensor, "b p d"]:
+        return F.embedding((positions + self.offset).clamp(0, len(W) - 1), W)
+
+
+@dataclass(frozen=True)
+class Add(Op):
+    """The residual stream: x + factor · y; with one read, a copy."""
+
+    by_row: ClassVar[tuple[bool, ...]] = (True, True)
+
+    factor: float = number(1.0, parameter="residual.scale")
+
+    def __call__(
+        self, x: Float[Tensor, "b p d"], y: Float[Tensor, "b p d"] | None = None
+    ) -> Float[Tensor, "b p d"]:
+        if y is None:
+            return x
+        return x + (y if isinstance(self.factor, float) and self.factor == 1.0 else y * self.factor)
+
+    def magnitude(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return x.abs() if y is None else x.abs() + (self.factor * y).abs()

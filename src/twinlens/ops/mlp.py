@@ -1,0 +1,72 @@
+"""The activation of an MLP, plain and gated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from twinlens.fields import choice, order
+from twinlens.ops.base import Op
+from twinlens.shapes import Float
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    """Hendrycks and Gimpel 2016, section 2: the tanh approximation written out, as GPT-2 has it."""
+    return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
+
+
+def _gelu_tanh_kernel(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "none": lambda x: x,
+}
+KERNELS = ACTIVATIONS | {"gelu_tanh": _gelu_tanh_kernel}
+_NAMES = tuple(ACTIVATIONS)
+
+
+@dataclass(frozen=True)
+class Activate(Op):
+    """act(x). `formula="kernel"` uses torch's own kernel where it has one."""
+
+    act: str = choice(*_NAMES, parameter="mlp.act")
+    formula: str = order("plain", "kernel")
+
+    def __call__(self, x: Float[Tensor, "b p m"]) -> Float[Tensor, "b p m"]:
+        return _act(self, x)
+
+    def magnitude(self, x: Tensor) -> Tensor:
+        return x.abs()  # 1 + erf(x) cancels for negative x: an error relative to x, not to the result
+
+
+@dataclass(frozen=True)
+class Gate(Op):
+    """act(gate) · up (Shazeer 2020). `roles="up"` puts the activation on the other half."""
+
+    by_row: ClassVar[tuple[bool, ...]] = (True, True)
+
+    act: str = choice(*_NAMES, parameter="mlp.act")
+    roles: str = choice("gate", "up", parameter="mlp.gate_order", enters="mlp.hook_pre")
+    formula: str = order("plain", "kernel")
+
+    def __call__(self, gate: Float[Tensor, "b p m"], up: Float[Tensor, "b p m"]) -> Float[Tensor, "b p m"]:
+        return _act(self, gate) * up if self.roles == "gate" else gate * _act(self, up)
+
+    def magnitude(self, gate: Tensor, up: Tensor) -> Tensor:
+        return (gate * up).abs() * 2
+
+
+def _act(op: Activate | Gate, x: Tensor) -> Tensor:
+    return (ACTIVATIONS if op.formula == "plain" else KERNELS)[op.act](x)

@@ -1,0 +1,92 @@
+"""Root mean square norm and layer norm, in two steps: normalise, then weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from twinlens.fields import choice, number, order, precision
+from twinlens.ops.base import Op, cast
+from twinlens.shapes import Float
+
+
+@dataclass(frozen=True)
+class Normalize(Op):
+    """x / sqrt(mean(x²) + eps) over the last axis (Zhang and Sennrich 2019); `layer` subtracts the mean first.
+
+    `dtype` is that of the computation, `out` that of the result (None: as the input).
+    `eps_place="outside"` is x / (sqrt(mean(x²)) + eps).
+    """
+
+    removable: ClassVar[str | None] = "norm.missing"
+
+    eps: float = number(parameter="norm.eps")
+    kind: str = choice("rms", "layer", parameter="norm.kind")
+    eps_place: str = choice("inside", "outside", parameter="norm.eps_place")
+    dtype: torch.dtype | None = precision(torch.float32, None, torch.bfloat16, parameter="norm.dtype")
+    out: torch.dtype | None = precision(None, torch.float32, parameter="norm.dtype")
+    division: str = order("rsqrt", "sqrt")
+
+    def __call__(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        h = cast(x, self.dtype)
+        if self.kind == "layer":
+            h = h - h.mean(-1, keepdim=True)
+        mean_square = h.pow(2).mean(-1, keepdim=True)
+        if self.eps_place == "outside":
+            y = h / (mean_square.sqrt() + self.eps)
+        elif self.division == "rsqrt":
+            y = h * torch.rsqrt(mean_square + self.eps)
+        else:
+            y = h / (mean_square + self.eps).sqrt()
+        return y.to(x.dtype if self.out is None else self.out)
+
+    def magnitude(self, x: Tensor) -> Tensor:
+        size = x.abs() + (x.mean(-1, keepdim=True).abs() if self.kind == "layer" else 0.0)
+        centred = x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
+        return size * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + self.eps) + self(x).abs()
+
+
+@dataclass(frozen=True)
+class NormWeight(Op):
+    """(offset + w) · x + b. Gemma stores w about 0 and uses 1 + w (`offset` 1).
+
+    `dtype` is that of the product (None: as it comes in); the result has the dtype of the weight.
+    `kernel="fused"` is torch's own norm, which hides the normalised tensor.
+    """
+
+    absorbs: ClassVar[tuple[str, ...]] = ("Normalize",)
+
+    offset: float = number(0.0, parameter="norm.offset")
+    dtype: torch.dtype | None = precision(None, torch.float32, parameter="norm.dtype")
+    kernel: str = order("plain", "fused")
+
+    def __call__(
+        self, x: Float[Tensor, "*rows d"], w: Float[Tensor, " d"], b: Float[Tensor, " d"] | None = None
+    ) -> Float[Tensor, "*rows d"]:
+        weight = cast(w, self.dtype)
+        if not (isinstance(self.offset, float) and self.offset == 0.0):
+            weight = self.offset + weight
+        y = cast(x, self.dtype) * weight
+        return (y if b is None else y + cast(b, self.dtype)).to(w.dtype)
+
+    def magnitude(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        y = (x * w).abs() + (self.offset * x).abs()
+        return y if b is None else y + b.abs()
+
+    def fused(self) -> Callable[..., Tensor] | None:
+        return self._kernel if self.kernel == "fused" else None
+
+    def _kernel(self, ops: tuple[Op, ...], x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        (normalize,) = ops
+        assert isinstance(normalize, Normalize)
+        if normalize.kind == "layer":
+            weight = w if self.offset == 0.0 else w + self.offset
+            return F.layer_norm(x, (x.shape[-1],), weight, b, float(normalize.eps))
+        weight = w if self.offset == 0.0 else w + self.offset
+        y = F.rms_norm(x, (x.shape[-1],), weight, float(normalize.eps))
+        return y if b is None else y + b

@@ -1,0 +1,148 @@
+"""Products with a weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from twinlens.fields import choice, number, order, precision, size
+from twinlens.ops.base import Op, cast
+from twinlens.shapes import Float
+
+
+@dataclass(frozen=True)
+class Project(Op):
+    """y = W x + b, W [out, in]; `heads` cuts the result into [heads, width] and reads such an input flat.
+
+    `product`: torch's linear; a bare product and then the bias; a product with the transposed weight and the
+    bias within it (GPT-2's Conv1D); einsum over head-shaped weights as TransformerLens writes it; a sum of two
+    halves of the inner axis (tensor parallel); head by head.
+    """
+
+    by_row: ClassVar[tuple[bool, ...]] = (True,)
+
+    heads: int = size(0)
+    from_heads: bool = size(False)
+    product: str = order("linear", "matmul", "addmm", "einsum", "einsum_heads", "split", "float64")
+
+    def __call__(
+        self, x: Float[Tensor, "b p *i"], W: Float[Tensor, "o i"], b: Float[Tensor, " o"] | None = None
+    ) -> Float[Tensor, "b p *o"]:
+        heads = x.shape[2] if self.from_heads else self.heads
+        y = multiply(x.flatten(2), W, b, self.product, heads, self.from_heads)
+        return y.unflatten(-1, (self.heads, -1)) if self.heads else y
+
+    def magnitude(self, x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
+        y = F.linear(x.flatten(2).abs(), W.abs(), None if b is None else b.abs())
+        return y.unflatten(-1, (self.heads, -1)) if self.heads else y
+
+
+@dataclass(frozen=True)
+class Part(Op):
+    """One third of a fused query/key/value product, cut into heads.
+
+    `layout`: all queries, then all keys, then all values; in another order; or interleaved head by head.
+    """
+
+    which: str = size("q")
+    heads: int = size(0)
+    layout: str = choice("qkv", "kqv", "vqk", "qvk", "kvq", "vkq", "interleaved", parameter="qkv.order", enters="attn.hook_q")
+
+    def __call__(self, x: Float[Tensor, "b p f"]) -> Float[Tensor, "b p h e"]:
+        if self.layout == "interleaved":
+            return x.unflatten(-1, (self.heads, 3, -1))[..., "qkv".index(self.which), :]
+        third = x.chunk(3, dim=-1)[self.layout.index(self.which)]
+        return third.unflatten(-1, (self.heads, -1))
+
+
+@dataclass(frozen=True)
+class Unembed(Op):
+    """Logits: factor · W x + b, then cap · tanh(· / cap) (Gemma 2 report, section 2)."""
+
+    softcap: float | None = number(None, parameter="unembed.softcap", off=True, power=-2.0)
+    factor: float = number(1.0, parameter="unembed.scale")
+    dtype: torch.dtype | None = precision(None, torch.bfloat16, torch.float32, parameter="unembed.dtype")
+    product: str = order("linear", "matmul", "split", "float64")
+    scaling: str = order("divide", "multiply")
+
+    def __call__(
+        self, x: Float[Tensor, "b p d"], W: Float[Tensor, "v d"], b: Float[Tensor, " v"] | None = None
+    ) -> Float[Tensor, "b p v"]:
+        bias = None if b is None else cast(b, self.dtype)
+        y = multiply(cast(x, self.dtype), cast(W, self.dtype), bias, self.product, 0, False)
+        if not (isinstance(self.factor, float) and self.factor == 1.0):
+            y = y * self.factor
+        return soft_cap(y, self.softcap, self.scaling)
+
+    def magnitude(self, x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
+        y = F.linear(x.abs(), W.abs(), None if b is None else b.abs()) * abs(float(self.factor))
+        return y if self.softcap is None else y + self(x, W, b).abs()
+
+
+def soft_cap(x: Tensor, cap: float | None, scaling: str = "divide") -> Tensor:
+    """cap · tanh(x / cap); None leaves x alone."""
+    if cap is None:
+        return x
+    return torch.tanh(x / cap if scaling == "divide" else x * (1.0 / cap)) * cap
+
+
+def multiply(x: Tensor, W: Tensor, b: Tensor | None, how: str, heads: int, from_heads: bool) -> Tensor:
+    """x Wᵀ + b in one of several evaluation orders."""
+    if how == "linear":
+        return F.linear(x, W, b)
+    if how == "addmm":
+        flat = x.reshape(-1, x.shape[-1])
+        y = torch.addmm(b, flat, W.T) if b is not None else flat @ W.T
+        return y.view(*x.shape[:-1], -1)
+    return _plus(_PRODUCTS[how](x, W, heads, from_heads), b)
+
+
+def _plus(y: Tensor, b: Tensor | None) -> Tensor:
+    return y if b is None else y + b
+
+
+def _matmul(x: Tensor, W: Tensor, heads: int, from_heads: bool) -> Tensor:
+    return torch.matmul(x, W.T)
+
+
+def _einsum(x: Tensor, W: Tensor, heads: int, from_heads: bool) -> Tensor:
+    """The weight held head by head, as TransformerLens holds it: [h, d, e] on the way in, [h, e, d] out."""
+    if not heads:
+        return torch.einsum("bpi,oi->bpo", x, W)
+    if from_heads:
+        by_head = W.T.unflatten(0, (heads, -1)).contiguous()
+        return torch.einsum("bphe,hed->bpd", x.unflatten(-1, (heads, -1)), by_head)
+    by_head = W.unflatten(0, (heads, -1)).transpose(1, 2).contiguous()
+    return torch.einsum("bpd,hde->bphe", x, by_head).flatten(2)
+
+
+def _einsum_heads(x: Tensor, W: Tensor, heads: int, from_heads: bool) -> Tensor:
+    """Each head's own product, summed over heads at the end where heads come in."""
+    if not heads:
+        return _matmul(x, W, heads, from_heads)
+    if from_heads:
+        by_head = W.T.unflatten(0, (heads, -1))
+        return (x.unflatten(-1, (heads, -1)).unsqueeze(-2) @ by_head).squeeze(-2).sum(2)
+    return torch.stack([x @ w.T for w in W.unflatten(0, (heads, -1))], dim=2).flatten(2)
+
+
+def _split(x: Tensor, W: Tensor, heads: int, from_heads: bool) -> Tensor:
+    half = x.shape[-1] // 2
+    return F.linear(x[..., :half], W[:, :half]) + F.linear(x[..., half:], W[:, half:])
+
+
+def _float64(x: Tensor, W: Tensor, heads: int, from_heads: bool) -> Tensor:
+    return F.linear(x.double(), W.double()).to(x.dtype)
+
+
+_PRODUCTS = {
+    "matmul": _matmul,
+    "einsum": _einsum,
+    "einsum_heads": _einsum_heads,
+    "split": _split,
+    "float64": _float64,
+}

@@ -1,0 +1,133 @@
+"""Rotary position embedding (Su et al. 2021): tables of cos and sin, and the rotation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from twinlens.fields import choice, integer, number, order, precision, size
+from twinlens.ops.base import Op, cast
+from twinlens.shapes import Float, Int
+
+_P = "rotary.scaling"
+
+
+@dataclass(frozen=True)
+class RotaryTable(Op):
+    """cos or sin of position · base^(-2i/width), times the attention factor, the two halves alike.
+
+    `scaling="linear"` divides the frequencies by `factor` (Chen et al. 2023); `"llama3"` divides long
+    wavelengths only, blending between original_max_position / low_freq_factor and / high_freq_factor
+    (Llama 3.1's released code). The tables are stored in `out`, the model's dtype. Angles are computed in
+    `angle_dtype`, frequencies in `dtype`.
+    """
+
+    wave: str = size("cos")
+    width: int = size(0)
+    out: torch.dtype = size(torch.float32)
+    base: float = number(10000.0, parameter="rotary.base")
+    scaling: str | None = choice(None, "linear", "llama3", parameter=_P)
+    factor: float = number(1.0, parameter=_P)
+    low_freq_factor: float = number(1.0, parameter=_P)
+    high_freq_factor: float = number(4.0, parameter=_P)
+    original_max_position: float = number(8192.0, parameter=_P)
+    attention_factor: float = number(1.0, parameter="rotary.attention_factor")
+    dtype: torch.dtype | None = precision(torch.float32, torch.bfloat16, torch.float64, parameter="rotary.dtype")
+    angle_dtype: torch.dtype | None = precision(None, torch.bfloat16, parameter="rotary.dtype")
+    table_dtype: torch.dtype | None = precision(None, torch.bfloat16, parameter="rotary.dtype")
+    product: str = order("outer", "matmul", "divide")
+
+    def __call__(self, positions: Int[Tensor, "b p"]) -> Float[Tensor, "b p r"]:
+        at = positions.to(self.dtype)
+        if self.product == "divide":
+            angles = at[..., None] / self._periods(positions.device)
+        elif self.product == "matmul":
+            angles = at[..., None] @ self.frequencies(positions.device)[None, None, :]
+        else:
+            angles = at[..., None] * self.frequencies(positions.device)
+        angles = cast(angles, self.angle_dtype).to(angles.dtype)
+        angles = torch.cat((angles, angles), dim=-1)
+        table = (angles.cos() if self.wave == "cos" else angles.sin()) * self.attention_factor
+        table = cast(table, self.table_dtype)
+        return table if self.dtype == torch.float64 and self.table_dtype == torch.float64 else table.to(self.out)
+
+    def frequencies(self, device: torch.device | None = None) -> Float[Tensor, " r/2"]:
+        """Radians per position, [width / 2]."""
+        plain = 1.0 / (self.base ** (self._even(device) / self.width))
+        return self._scaled(plain)
+
+    def _periods(self, device: torch.device | None) -> Tensor:
+        """The reciprocal of the frequencies, as TransformerLens raises it: base ** (i / (width / 2))."""
+        if self.scaling is not None:
+            return 1.0 / self.frequencies(device)
+        return self.base ** ((self._even(device) / 2) / (self.width / 2))
+
+    def _even(self, device: torch.device | None) -> Tensor:
+        compute = self.dtype if self.dtype is not torch.bfloat16 else torch.float32
+        return torch.arange(0, self.width, 2, dtype=compute, device=device)
+
+    def _scaled(self, plain: Tensor) -> Tensor:
+        if self.scaling == "linear":
+            plain = plain / self.factor
+        elif self.scaling == "llama3":
+            plain = self._llama3(plain)
+        return cast(plain, self.dtype)
+
+    def _llama3(self, plain: Tensor) -> Tensor:
+        low = self.original_max_position / self.low_freq_factor
+        high = self.original_max_position / self.high_freq_factor
+        wavelength = 2 * math.pi / plain
+        scaled = torch.where(wavelength > low, plain / self.factor, plain)
+        smooth = (self.original_max_position / wavelength - self.low_freq_factor) / (
+            self.high_freq_factor - self.low_freq_factor
+        )
+        blended = (1 - smooth) * scaled / self.factor + smooth * scaled
+        between = ~(wavelength < high) & ~(wavelength > low)
+        return torch.where(between, blended, scaled)
+
+    def magnitude(self, positions: Tensor) -> Tensor:
+        angles = positions[..., None].double() * self.exact().frequencies(positions.device).double().abs()
+        return (1.0 + torch.cat((angles, angles), dim=-1)) * abs(float(self.attention_factor))
+
+
+@dataclass(frozen=True)
+class Rotate(Op):
+    """x · cos + rotated(x) · sin on the first `width` entries of a head; the rest passes.
+
+    `half` pairs entry i with i + width/2, `interleaved` 2i with 2i + 1 (GPT-J).
+    """
+
+    removable: ClassVar[str | None] = "rotary.layers"
+    by_row: ClassVar[tuple[bool, ...]] = (True, True, True)
+
+    width: int = integer(parameter="rotary.dim")
+    layout: str = choice("half", "interleaved", parameter="rotary.layout")
+
+    def __call__(
+        self, x: Float[Tensor, "b p h e"], cos: Float[Tensor, "b p r"], sin: Float[Tensor, "b p r"]
+    ) -> Float[Tensor, "b p h e"]:
+        turn, rest = x[..., : self.width], x[..., self.width :]
+        cos, sin = (self._spread(t, self.width).unsqueeze(2) for t in (cos, sin))
+        turned = (turn * cos) + (self._rotated(turn) * sin)
+        return turned if rest.shape[-1] == 0 else torch.cat((turned, rest), dim=-1)
+
+    def _spread(self, table: Tensor, width: int) -> Tensor:
+        """The table, half as wide or as wide as the rotation, laid out as the pairs are."""
+        half = table[..., : width // 2]
+        return half.repeat_interleave(2, dim=-1) if self.layout == "interleaved" else torch.cat((half, half), dim=-1)
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        if self.layout == "interleaved":
+            return torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((-second, first), dim=-1)
+
+    def magnitude(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        turn = x[..., : self.width]
+        cos, sin = (self._spread(t, self.width).unsqueeze(2) for t in (cos, sin))
+        size = (turn * cos).abs() + (self._rotated(turn) * sin).abs()
+        return torch.cat((size, torch.zeros_like(x[..., self.width :])), dim=-1)

@@ -1,0 +1,93 @@
+"""Names of the tensors of a forward pass, and the axes of each.
+
+The names are TransformerLens's hook names where it has one. Axes: `b` batch, `p` position, `s` key
+position, `h` query head, `k` key/value head, `e` head width, `d` model width, `m` MLP width,
+`r` rotary width, `f` fused projection width, `v` vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+
+INPUTS = ("tokens", "positions", "mask", "slots")
+"""What a model is given. `slots` [p] is where this call's tokens stand among the keys."""
+
+_BLOCK: dict[str, str] = {
+    "hook_resid_pre": "b p d",
+    "ln1.hook_normalized": "b p d",
+    "ln1.hook_out": "b p d",
+    "attn.hook_qkv": "b p f",
+    "attn.hook_q": "b p h e",
+    "attn.hook_k": "b p k e",
+    "attn.hook_v": "b p k e",
+    "attn.q_norm.hook_normalized": "b p h e",
+    "attn.q_norm.hook_out": "b p h e",
+    "attn.k_norm.hook_normalized": "b p k e",
+    "attn.k_norm.hook_out": "b p k e",
+    "attn.hook_rot_q": "b p h e",
+    "attn.hook_rot_k": "b p k e",
+    "attn.hook_attn_scores": "b h p s",
+    "attn.hook_pattern": "b h p s",
+    "attn.hook_z": "b p h e",
+    "attn.hook_result": "b p h d",
+    "attn.hook_out": "b p d",
+    "ln1_post.hook_normalized": "b p d",
+    "ln1_post.hook_out": "b p d",
+    "hook_attn_out": "b p d",
+    "hook_resid_mid": "b p d",
+    "ln2.hook_normalized": "b p d",
+    "ln2.hook_out": "b p d",
+    "mlp.hook_pre": "b p m",
+    "mlp.hook_pre_linear": "b p m",
+    "mlp.hook_post": "b p m",
+    "mlp.hook_out": "b p d",
+    "ln2_post.hook_normalized": "b p d",
+    "ln2_post.hook_out": "b p d",
+    "hook_mlp_out": "b p d",
+    "hook_resid_post": "b p d",
+}
+_MODEL: dict[str, str] = {
+    "tokens": "b p",
+    "positions": "b p",
+    "mask": "b p",
+    "slots": "p",
+    "hook_embed": "b p d",
+    "hook_pos_embed": "b p d",
+    "rotary.hook_cos": "b p r",
+    "rotary.hook_sin": "b p r",
+    "rotary.local.hook_cos": "b p r",
+    "rotary.local.hook_sin": "b p r",
+    "ln_final.hook_normalized": "b p d",
+    "ln_final.hook_out": "b p d",
+    "logits": "b p v",
+}
+_BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
+
+
+def block(layer: int, rest: str) -> str:
+    """`block(3, "attn.hook_q")` is `blocks.3.attn.hook_q`."""
+    return f"blocks.{layer}.{rest}"
+
+
+def split(site: str) -> tuple[int | None, str]:
+    """The layer of a site (None outside the blocks) and its name within the block."""
+    match = _BLOCK_NAME.fullmatch(site)
+    return (int(match[1]), match[2]) if match else (None, site)
+
+
+def axes(site: str) -> tuple[str, ...]:
+    """The axes of a known site. Raises KeyError for an unknown one."""
+    layer, rest = split(site)
+    return tuple((_MODEL if layer is None else _BLOCK)[rest].split())
+
+
+def is_known(site: str) -> bool:
+    """Whether a tensor of this name has a meaning here (inputs included)."""
+    layer, rest = split(site)
+    return rest in (_MODEL if layer is None else _BLOCK)
+
+
+def generic(site: str) -> str:
+    """`blocks.3.attn.hook_q` as `blocks.L.attn.hook_q`: the same place in any layer."""
+    layer, rest = split(site)
+    return site if layer is None else f"blocks.L.{rest}"

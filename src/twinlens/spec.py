@@ -1,0 +1,196 @@
+"""A model as data: ordered steps of operations over named sites."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from twinlens.ops import Op
+from twinlens.sites import INPUTS
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor of the checkpoint as a step uses it: by its own name there, turned if it is stored [in, out]."""
+
+    name: str
+    transposed: bool = False
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """The tensor as the step reads it; no copy."""
+        return tensor.T if self.transposed else tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operation, the sites it reads, the site it writes, the weights it uses."""
+
+    writes: str
+    op: Op
+    reads: tuple[str, ...]
+    weights: tuple[tuple[str, Weight], ...] = ()
+
+    def __call__(self, sites: Mapping[str, Tensor], weights: Weights) -> Tensor:
+        return self.op(*(sites[r] for r in self.reads), **self.arguments(weights))
+
+    def arguments(self, weights: Weights) -> dict[str, Tensor]:
+        """The step's weights under the names by which its operation knows them."""
+        return {name: weight.view(weights(weight.name)) for name, weight in self.weights}
+
+
+Weights = Callable[[str], Tensor]
+"""From a tensor's name in the checkpoint to the tensor."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The geometry that a call is checked against."""
+
+    layers: int
+    d_model: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    vocabulary: int
+    positions: int | None = None
+    """Rows of a learned position table; None where any position has a meaning."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The steps of one model, the dtype it stores, its geometry."""
+
+    family: str
+    steps: tuple[Step, ...]
+    shape: Shape
+    dtype: torch.dtype = torch.float32
+    inputs: tuple[tuple[str, str], ...] = field(default=())
+    """Changes of what the model is given, as (input, expression); see `twinlens.edits`."""
+
+    @cached_property
+    def at(self) -> Mapping[str, Step]:
+        """The step that writes each site."""
+        return {step.writes: step for step in self.steps}
+
+    @cached_property
+    def readers(self) -> Mapping[str, tuple[Step, ...]]:
+        """The steps that read each site."""
+        found: dict[str, list[Step]] = {}
+        for step in self.steps:
+            for site in step.reads:
+                found.setdefault(site, []).append(step)
+        return {site: tuple(steps) for site, steps in found.items()}
+
+    @cached_property
+    def hidden(self) -> frozenset[str]:
+        """Sites that this spec's own fused kernels do not show."""
+        return frozenset(s.writes for unit in units(self.steps) for s in unit.absorbed)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites in the order in which they are written."""
+        return tuple(step.writes for step in self.steps)
+
+    @cached_property
+    def weight_names(self) -> tuple[str, ...]:
+        """The checkpoint's tensors that any step uses, each once."""
+        return tuple(dict.fromkeys(w.name for step in self.steps for _, w in step.weights))
+
+    def between(self, target: str, given: Iterable[str]) -> tuple[Step, ...]:
+        """The steps that compute `target` from `given` sites and the inputs: a merged step where some are hidden."""
+        known = set(given) | set(INPUTS)
+        needed, pending = set[str](), [target]
+        while pending:
+            site = pending.pop()
+            if site not in needed:
+                needed.add(site)
+                pending.extend(r for r in self.at[site].reads if r not in known)
+        return tuple(step for step in self.steps if step.writes in needed)
+
+    def replace_steps(self, changes: Mapping[str, Step]) -> Spec:
+        """A copy in which the steps that write these sites are others."""
+        return dataclasses.replace(self, steps=tuple(changes.get(s.writes, s) for s in self.steps))
+
+    def set_fields(self, sites: Iterable[str], name: str, value: object) -> Spec:
+        """A copy with one field changed at several sites."""
+        return self.replace_steps(
+            {
+                site: dataclasses.replace(self.at[site], op=self.at[site].op.replace(**{name: value}))
+                for site in sites
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is executed at once: a step, with the steps before it that its kernel computes as well."""
+
+    step: Step
+    absorbed: tuple[Step, ...] = ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Sites that the kernel reads."""
+        if not self.absorbed:
+            return self.step.reads
+        return (*self.absorbed[0].reads, *self.step.reads[1:])
+
+    def __call__(self, sites: Mapping[str, Tensor], weights: Weights) -> Tensor:
+        kernel = self.step.op.fused()
+        if kernel is None or not self.absorbed:
+            return self.step(sites, weights)
+        ops = tuple(s.op for s in self.absorbed)
+        return kernel(ops, *(sites[r] for r in self.reads), **self.step.arguments(weights))
+
+
+def units(steps: Iterable[Step], keep: Iterable[str] = ()) -> Iterator[Unit]:
+    """Steps as they are executed: a fused kernel takes the steps it absorbs with it, if none of them is in `keep`
+    and all of them are here."""
+    steps, keep = tuple(steps), set(keep)
+    by_site = {s.writes: s for s in steps}
+    taken: dict[str, tuple[Step, ...]] = {}
+    for step in steps:
+        chain = _absorbed(step, by_site) if step.op.fused() is not None else ()
+        if chain and not keep.intersection(s.writes for s in chain):
+            taken[step.writes] = chain
+    hidden = {s.writes for chain in taken.values() for s in chain}
+    for step in steps:
+        if step.writes not in hidden:
+            yield Unit(step, taken.get(step.writes, ()))
+
+
+def _absorbed(step: Step, by_site: Mapping[str, Step]) -> tuple[Step, ...]:
+    chain: list[Step] = []
+    site = step.reads[0]
+    for name in reversed(step.op.absorbs):
+        before = by_site.get(site)
+        if before is None or type(before.op).__name__ != name:
+            return ()
+        chain.insert(0, before)
+        site = before.reads[0]
+    return tuple(chain)
+
+
+def evaluate(
+    steps: Iterable[Step],
+    sites: Mapping[str, Tensor],
+    weights: Weights,
+    *,
+    keep: Iterable[str] = (),
+) -> dict[str, Tensor]:
+    """Run steps on tensors that are there; returns what they wrote, in order."""
+    values = dict(sites)
+    written: dict[str, Tensor] = {}
+    for unit in units(steps, keep):
+        values[unit.step.writes] = written[unit.step.writes] = unit(values, weights)
+    return written
+
+
+def exact(steps: Iterable[Step]) -> tuple[Step, ...]:
+    """The same steps in float64 by their plain formulas."""
+    return tuple(dataclasses.replace(s, op=s.op.exact()) for s in steps)
