@@ -2,7 +2,7 @@
 
 from typing import Self
 
-from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+from beartype import BeartypeConf, FrozenDict, beartype
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -10,4 +10,4 @@ from torch import Tensor
 # its derivative; the declaration says `float`, which is what it means. `Self` has no meaning for a
 # method that is decorated outside its class, as the import hook does.
 MEANING = {float: float | int | Shaped[Tensor, ""], Self: object}
-checked = beartype(conf=BeartypeConf(hint_overrides=BeartypeHintOverrides(MEANING)))
+checked = beartype(conf=BeartypeConf(hint_overrides=FrozenDict(MEANING)))
