@@ -29,7 +29,7 @@ class CheckpointError(TwinlensError):
 
 
 class InputError(TwinlensError):
-    """What the model is to run on: tokens, positions or mask are empty, too long or out of range."""
+    """The tokens, positions or mask to run on are empty, too long or out of range."""
 
 
 class RecordingError(TwinlensError):
