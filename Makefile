@@ -27,13 +27,13 @@ demo: install
 
 # As many workers as cores, at most four: each holds torch, transformers and its own models.
 test: install
-	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal $(PYTEST_FLAGS)
+	@$(BIN)/python -m pytest --no-header -n auto --maxprocesses 4 --dist worksteal $(PYTEST_FLAGS)
 
 lint: install
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 bench: install
 	@$(BIN)/python bench/run.py
