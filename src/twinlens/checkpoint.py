@@ -1,0 +1,246 @@
+"""A checkpoint: its config, and its tensors by their own names.
+
+Weights on disk stay mapped until a step reads them; those of a live module are taken by reference.
+This file also runs where another implementation lives: it needs torch and safetensors only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twinlens.errors import CheckpointError
+from twinlens.sites import INPUTS, axes, split
+from twinlens.spec import Shape, Spec, Step
+from twinlens.tensors import Folder, Live, Tensors, read_json
+
+_PREFIX = re.compile(r"^(?:(?:model|transformer)\.)+")
+_NUMBER = re.compile(r"\.(\d+)\.")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
+_SAMPLE = 4096  # entries at either end of a tensor that enter its fingerprint
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The config of a model and its tensors.
+
+    Names are given as a family's spec has them; a checkpoint may have the leading `model.` or
+    `transformer.` or not, and may leave out an unembedding that is tied to the embedding.
+
+    Attributes:
+        config: as config.json or the live module has it.
+        tensors: where the tensors come from.
+        path: the folder; None for a live module.
+    """
+
+    config: Mapping[str, Any]
+    tensors: Tensors = field(repr=False)
+    path: Path | None = None
+
+    def weight(self, name: str) -> Tensor:
+        """The tensor of this name, in the dtype in which it is stored.
+
+        Raises:
+            CheckpointError: there is none, or its bytes cannot be read.
+        """
+        return self.tensors.tensor(self.resolve(name))
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Its shape, without reading it. Raises CheckpointError as `weight`."""
+        return self.tensors.shape(self.resolve(name))
+
+    def resolve(self, name: str) -> str:
+        """The name that this checkpoint itself gives to the tensor."""
+        if name in self._own:
+            return name
+        found = self._plain.get(_plain(name)) or self._tied(name)
+        if found is None:
+            raise CheckpointError(
+                f"{self._where} has no tensor {name!r} among its {len(self._own)}; the config asks "
+                "for it: use the config of this checkpoint, or download its weights again."
+            )
+        return found
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the token embedding, in which the model computes."""
+        name = next((self._plain[e] for e in _EMBEDDINGS if e in self._plain), None)
+        return self.tensors.tensor(name or next(iter(self._own))).dtype
+
+    def fingerprint(self) -> str:
+        """SHA-256 over each tensor's name, dtype, shape and the first and last 4096 entries.
+
+        It is the same for a live module, for a folder and for other shards of the same weights, and
+        costs a few milliseconds. It tells checkpoints apart; it does not prove that all entries are
+        equal.
+        """
+        digest = hashlib.sha256()
+        for plain, name in sorted(self._plain.items()):
+            if plain == "lm_head.weight" and self._is_tied(name):
+                continue
+            tensor = self.tensors.tensor(name).detach()
+            digest.update(f"{plain} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            flat = tensor.reshape(-1)
+            for end in (flat[:_SAMPLE], flat[-_SAMPLE:]):
+                digest.update(end.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def check(self, spec: Spec) -> None:
+        """Whether these are the weights of `spec`: there, of its geometry, finite.
+
+        Reads all weights once.
+
+        Raises:
+            CheckpointError: the first tensor that is not as it should be, by name.
+        """
+        sizes = _sizes(spec.shape)
+        for step in spec.steps:
+            for argument, weight in step.weights:
+                self._check_shape(step, argument, weight.name, weight.transposed, sizes)
+        self._check_depth(spec)
+        for name in spec.weight_names:
+            self._check_finite(name)
+
+    def unused(self, spec: Spec) -> tuple[str, ...]:
+        """Tensors that no step of `spec` uses, by the checkpoint's own names."""
+        used = {self.resolve(name) for name in spec.weight_names}
+        return tuple(name for name in self.tensors.names() if name not in used)
+
+    @cached_property
+    def _own(self) -> frozenset[str]:
+        return frozenset(self.tensors.names())
+
+    @cached_property
+    def _plain(self) -> dict[str, str]:
+        return {_plain(name): name for name in self.tensors.names()}
+
+    @property
+    def _where(self) -> str:
+        return "the module" if self.path is None else str(self.path)
+
+    def _tied(self, name: str) -> str | None:
+        """The embedding, for an unembedding that is left out and not said to be untied."""
+        if _plain(name) != "lm_head.weight" or self.config.get("tie_word_embeddings") is False:
+            return None
+        return next((self._plain[e] for e in _EMBEDDINGS if e in self._plain), None)
+
+    def _is_tied(self, name: str) -> bool:
+        embeddings = (self._plain[e] for e in _EMBEDDINGS if e in self._plain)
+        head = self.tensors.tensor(name)
+        return any(head.data_ptr() == self.tensors.tensor(e).data_ptr() for e in embeddings)
+
+    def _check_shape(
+        self, step: Step, argument: str, name: str, transposed: bool, sizes: dict[str, int]
+    ) -> None:
+        found = self.shape_of(name)
+        seen = found[::-1] if transposed else found
+        expected = _expected(step, len(found), sizes, seen)
+        if expected is not None and seen != expected:
+            stored = expected[::-1] if transposed else expected
+            raise CheckpointError(
+                f"{self.resolve(name)} in {self._where} has the shape {list(found)}; the config "
+                f"asks for {list(stored)} ({argument} of {step.writes}): the config does not "
+                "belong to these weights."
+            )
+
+    def _check_depth(self, spec: Spec) -> None:
+        for name in self.unused(spec):
+            number = _NUMBER.search(name)
+            if number and int(number[1]) >= spec.shape.layers:
+                raise CheckpointError(
+                    f"{self._where} has {name}, but the config says {spec.shape.layers} layers: "
+                    "this config is not the one of these weights."
+                )
+
+    def _check_finite(self, name: str) -> None:
+        tensor = self.weight(name).detach()
+        if tensor.sum(dtype=torch.float64 if tensor.dtype == torch.float64 else None).isfinite():
+            return
+        bad = ~tensor.isfinite()
+        if not bad.any():
+            return  # the sum alone overflowed
+        at = bad.nonzero()[0].tolist()
+        kind = "a NaN" if tensor[tuple(at)].isnan() else "an infinite entry"
+        raise CheckpointError(
+            f"{self.resolve(name)} in {self._where} has {kind} at row {at[0]}; twinlens cannot "
+            "compare a model that is not finite: reload the checkpoint."
+        )
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """The checkpoint in a folder: config.json and safetensors, in one file or in shards.
+
+    Raises:
+        CheckpointError: a file is missing, cut short or not what its name says.
+    """
+    folder = Path(path)
+    config = read_json(folder / "config.json", "give a folder with config.json and safetensors")
+    return Checkpoint(config, Folder(folder), folder)
+
+
+def from_module(module: nn.Module) -> Checkpoint:
+    """The checkpoint that a live transformers model holds: its parameters themselves, no copies.
+
+    Raises:
+        CheckpointError: the module has no transformers config.
+    """
+    config = getattr(module, "config", None)  # the border: any module may come in
+    if config is None or not hasattr(config, "to_dict"):
+        raise CheckpointError(
+            f"{type(module).__name__} has no transformers config; give a transformers model, or a "
+            "path to its checkpoint."
+        )
+    return Checkpoint(config.to_dict(), Live(module))
+
+
+def _plain(name: str) -> str:
+    return _PREFIX.sub("", name)
+
+
+def _sizes(shape: Shape) -> dict[str, int]:
+    """The length of each axis that the config fixes."""
+    h, k, e = shape.heads, shape.kv_heads, shape.head_width
+    sizes = {
+        "d": shape.d_model,
+        "h": h,
+        "k": k,
+        "e": e,
+        "v": shape.vocabulary,
+        "f": (h + 2 * k) * e,
+    }
+    return sizes if shape.positions is None else sizes | {"positions": shape.positions}
+
+
+def _expected(
+    step: Step, rank: int, sizes: dict[str, int], seen: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """The shape of a weight, [out, in] or [out], from the axes of what its step writes and reads.
+
+    None where an axis has no length yet; `m`, which weights alone fix, gets it from the first one.
+    """
+    try:
+        out, read = axes(step.writes)[2:], axes(step.reads[0])[2:]
+    except KeyError:
+        return None  # a site of the user's own
+    layer, _ = split(step.writes)
+    named = {a: f"{layer}.{a}" if a == "m" else a for a in (*out, *read)}
+    if rank == 1:
+        return (
+            (prod(sizes[named[a]] for a in out),) if all(named[a] in sizes for a in out) else None
+        )
+    if step.reads[0] in INPUTS:  # a lookup: rows are ids or positions
+        rows = sizes.get({"tokens": "v"}.get(step.reads[0], step.reads[0]), seen[0])
+        return (rows, prod(sizes[named[a]] for a in out))
+    for group, size in ((out, seen[0]), (read, seen[1])):
+        if group == ("m",):
+            sizes.setdefault(named["m"], size)
+    return prod(sizes[named[a]] for a in out), prod(sizes[named[a]] for a in read)

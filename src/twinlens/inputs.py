@@ -1,0 +1,168 @@
+"""What a model is given: tokens, mask, positions, slots, checked and changed as a spec says."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from twinlens.errors import InputError
+from twinlens.shapes import Int
+from twinlens.sites import INPUTS
+from twinlens.spec import Shape, Spec
+
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def prepare(
+    spec: Spec,
+    tokens: Int[Tensor, "b p"],
+    attention_mask: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The sites `tokens`, `positions`, `mask` and `slots` of one call without a cache.
+
+    Positions count from 0 whatever the mask says, as transformers does in a plain forward; a spec's
+    own changes (`spec.inputs`) come last.
+
+    Raises:
+        InputError: tokens are empty, no ids of the vocabulary or too long; the mask or positions
+            have another shape.
+    """
+    _check_tokens(spec.shape, tokens)
+    b, p = tokens.shape
+    slots = torch.arange(p, device=tokens.device)
+    mask = torch.ones_like(tokens) if attention_mask is None else attention_mask
+    at = slots[None].expand(b, p) if positions is None else positions
+    for name, given in (("attention_mask", mask), ("positions", at)):
+        _check_beside(name, given, (b, p))
+    values = {
+        "tokens": tokens.long(),
+        "positions": at.long().to(tokens.device),
+        "mask": mask.long().to(tokens.device),
+        "slots": slots,
+    }
+    _check_positions(spec.shape, values["positions"])
+    return values | {name: evaluate(text, values, name) for name, text in spec.inputs}
+
+
+def _check_tokens(shape: Shape, tokens: object) -> None:
+    if not isinstance(tokens, Tensor) or tokens.dtype not in _WHOLE:
+        kind = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise InputError(
+            f"tokens are {kind}; give token ids as an integer tensor [batch, position]."
+        )
+    if tokens.ndim != 2:
+        raise InputError(
+            f"tokens have the shape {list(tokens.shape)}; give [batch, position], tokens[None] for "
+            "one prompt."
+        )
+    if tokens.numel() == 0:
+        raise InputError(f"tokens are empty ({list(tokens.shape)}); give at least one token.")
+    low, high = (int(t) for t in tokens.aminmax())
+    if low < 0 or high >= shape.vocabulary:
+        b, p = ((tokens < 0) | (tokens >= shape.vocabulary)).nonzero()[0].tolist()
+        raise InputError(
+            f"tokens[{b}, {p}] is {int(tokens[b, p])}; this model's ids are 0 to "
+            f"{shape.vocabulary - 1}: use its own tokenizer."
+        )
+
+
+def _check_beside(name: str, given: Tensor, shape: tuple[int, int]) -> None:
+    if tuple(given.shape) != shape:
+        raise InputError(
+            f"{name} has the shape {list(given.shape)}; give that of the tokens, {list(shape)}."
+        )
+
+
+def _check_positions(shape: Shape, positions: Tensor) -> None:
+    low, high = (int(t) for t in positions.aminmax())
+    if low < 0 or (shape.positions is not None and high >= shape.positions):
+        last = "" if shape.positions is None else f" to {shape.positions - 1}"
+        raise InputError(
+            f"positions run from {low} to {high}; this model has positions 0{last}: "
+            "shorten the prompt."
+        )
+
+
+# An expression is arithmetic over the inputs: `positions + 1`, `mask * 0 + 1`,
+# `maximum(cumsum(mask) - 1, 0)`.
+_BINARY: Mapping[type[ast.operator], Callable[[Tensor, Tensor], Tensor]] = {
+    ast.Add: torch.add,
+    ast.Sub: torch.sub,
+    ast.Mult: torch.mul,
+}
+_FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
+    "cumsum": lambda x: x.cumsum(-1),
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+}
+
+
+def evaluate(text: str, values: Mapping[str, Tensor], name: str) -> Tensor:
+    """An expression over the inputs, in the shape of the input `name` that it replaces.
+
+    Raises:
+        InputError: it is no arithmetic over whole numbers and inputs.
+    """
+    result = _value(parse(text), values, text)
+    return result.expand_as(values[name]).to(values[name].dtype)
+
+
+def parse(text: str) -> ast.expr:
+    """The tree of an expression, checked to be one that `evaluate` knows.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        raise _unknown(text) from None
+    _check(tree, text)
+    return tree
+
+
+def _check(node: ast.expr, text: str) -> None:
+    match node:
+        case ast.Constant(value=int()) if not isinstance(node.value, bool):
+            return
+        case ast.Name(id=name) if name in INPUTS:
+            return
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            _check(operand, text)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+            _check(left, text)
+            _check(right, text)
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if (
+            name in _FUNCTIONS and len(arguments) == (1 if name == "cumsum" else 2)
+        ):
+            for argument in arguments:
+                _check(argument, text)
+        case _:
+            raise _unknown(text)
+
+
+def _value(node: ast.expr, values: Mapping[str, Tensor], text: str) -> Tensor:
+    match node:
+        case ast.Constant(value=int(number)):
+            return torch.tensor(number, device=values["tokens"].device)
+        case ast.Name(id=name):
+            return values[name]
+        case ast.UnaryOp(operand=operand):
+            return -_value(operand, values, text)
+        case ast.BinOp(left=left, op=op, right=right):
+            return _BINARY[type(op)](_value(left, values, text), _value(right, values, text))
+        case ast.Call(func=ast.Name(id=name), args=arguments):
+            return _FUNCTIONS[name](*(_value(a, values, text) for a in arguments))
+        case _:
+            raise _unknown(text)
+
+
+def _unknown(text: str) -> InputError:
+    return InputError(
+        f"{text!r} is no change of an input; write whole numbers, {', '.join(INPUTS)}, + - * and "
+        f"{', '.join(_FUNCTIONS)}, as in 'positions + 1'."
+    )

@@ -1,0 +1,257 @@
+"""The native model: a Spec and its weights, run, with every site open to hooks.
+
+Tensors of a checkpoint are used as they are, detached but not copied. Nothing here switches
+autograd off: where no hook asks for a gradient, none is recorded; from a tensor that a hook makes
+require one on, everything is.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from twinlens.errors import InputError
+from twinlens.inputs import prepare
+from twinlens.shapes import Float, Int
+from twinlens.sites import INPUTS, split
+from twinlens.spec import Spec, Step, Unit, Weights, units
+
+
+@dataclass(frozen=True)
+class Hook:
+    """What a hook function is told beside the tensor: the site at which it fires."""
+
+    name: str
+
+    def layer(self) -> int:
+        """The block of the site. Raises ValueError outside the blocks."""
+        layer, _ = split(self.name)
+        if layer is None:
+            raise ValueError(f"{self.name} is in no block")
+        return layer
+
+
+Names = str | Callable[[str], bool]
+"""One site, or a predicate over all of them."""
+
+HookFunction = Callable[[Tensor, Hook], Tensor | None]
+"""Gets a site's tensor; what it returns takes its place; None leaves it."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A unit, and the sites that nobody reads after it."""
+
+    unit: Unit
+    frees: tuple[str, ...]
+
+
+class Model:
+    """A transformer that runs its Spec.
+
+    Example:
+        >>> from tests.tiny import tiny_llama, random_tokens
+        >>> import twinlens
+        >>> theirs = tiny_llama()
+        >>> model = twinlens.load(theirs)
+        >>> tokens = random_tokens(theirs)
+        >>> logits, cache = model.run_with_cache(tokens)
+        >>> tuple(cache["blocks.0.attn.hook_pattern"].shape)
+        (2, 4, 24, 24)
+        >>> ablated = model.run_with_hooks(
+        ...     tokens, fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: z * 0)]
+        ... )
+    """
+
+    def __init__(self, spec: Spec, weights: Weights) -> None:
+        self.spec = spec
+        self._source = weights
+        self._weights: dict[str, Tensor] = {}
+        self._plans: dict[frozenset[str], tuple[_Row, ...]] = {}
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "b p"],
+        attention_mask: Int[Tensor, "b p"] | None = None,
+        positions: Int[Tensor, "b p"] | None = None,
+    ) -> Float[Tensor, "b p v"]:
+        """The logits. `attention_mask` has 1 at real tokens; `positions` count from 0 if not given.
+
+        Raises:
+            InputError: the tokens, mask or positions do not fit this model.
+        """
+        return self._run(self._inputs(tokens, attention_mask, positions), {}, {})
+
+    def run_with_cache(
+        self,
+        tokens: Int[Tensor, "b p"],
+        attention_mask: Int[Tensor, "b p"] | None = None,
+        names: Iterable[str] | Callable[[str], bool] | None = None,
+        positions: Int[Tensor, "b p"] | None = None,
+    ) -> tuple[Float[Tensor, "b p v"], dict[str, Tensor]]:
+        """The logits, and the tensors by site in the order in which they are computed.
+
+        Sites that a fused kernel of this model hides are computed beside it by their plain
+        formulas; the logits stay the kernel's. Some sites are two names of one tensor.
+
+        Args:
+            tokens: ids.
+            attention_mask: 1 at real tokens.
+            names: the sites to keep, or a predicate; None: all but `attn.hook_result`, each head's
+                own contribution [b p h d], which is large and computed only if it is named.
+            positions: position ids.
+
+        Raises:
+            InputError: the inputs do not fit this model, or it has no site of such a name.
+        """
+        wanted = self._wanted(names)
+        cache: dict[str, Tensor] = {}
+        inputs = self._inputs(tokens, attention_mask, positions)
+        cache.update({site: tensor for site, tensor in inputs.items() if site in wanted})
+        logits = self._run(inputs, dict.fromkeys(wanted), cache)
+        return logits, cache
+
+    def run_with_hooks(
+        self,
+        tokens: Int[Tensor, "b p"],
+        fwd_hooks: Iterable[tuple[Names, HookFunction]] = (),
+        attention_mask: Int[Tensor, "b p"] | None = None,
+        positions: Int[Tensor, "b p"] | None = None,
+    ) -> Float[Tensor, "b p v"]:
+        """The logits of a run in which functions see, and may replace, the tensors at sites.
+
+        Several functions at one site are called in their order. A kernel that hides a hooked site
+        is not used; its steps then run one by one.
+
+        Raises:
+            InputError: the inputs do not fit this model, or a hook names no site of it.
+        """
+        hooks: dict[str, list[HookFunction]] = {}
+        for name, function in fwd_hooks:
+            for site in self._named(name):
+                hooks.setdefault(site, []).append(function)
+        inputs = self._inputs(tokens, attention_mask, positions)
+        hooked = {site: _fire(site, tensor, hooks) for site, tensor in inputs.items()}
+        return self._run(hooked, {}, {}, hooks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.weight(self.spec.weight_names[0]).device
+
+    def weight(self, name: str) -> Tensor:
+        """A tensor by its name in the checkpoint: detached, its memory shared."""
+        if name not in self._weights:
+            self._weights[name] = self._source(name).detach()
+        return self._weights[name]
+
+    def _inputs(
+        self, tokens: Tensor, mask: Tensor | None, positions: Tensor | None
+    ) -> dict[str, Tensor]:
+        inputs = prepare(self.spec, tokens, mask, positions)
+        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+
+    def _run(
+        self,
+        values: dict[str, Tensor],
+        wanted: Mapping[str, object],
+        cache: dict[str, Tensor],
+        hooks: Mapping[str, list[HookFunction]] | None = None,
+    ) -> Tensor:
+        """Runs the plan on `values`, and files what is wanted in `cache`."""
+        hooks = hooks or {}
+        for row in self._plan(frozenset(hooks)):
+            site = row.unit.step.writes
+            if wanted:
+                cache.update(self._beside(row.unit, values, wanted))
+            tensor = row.unit(values, self.weight)
+            values[site] = _fire(site, tensor, hooks) if site in hooks else tensor
+            if site in wanted:
+                cache[site] = values[site]
+            for read in row.frees:
+                del values[read]
+        return values["logits"]
+
+    def _beside(
+        self, unit: Unit, values: Mapping[str, Tensor], wanted: Mapping[str, object]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """What the unit's kernel hides, and each head's share of what it writes."""
+        if any(step.writes in wanted for step in unit.absorbed):
+            inside = ChainMap(dict[str, Tensor](), values)  # type: ignore[arg-type]
+            for step in unit.absorbed:
+                inside[step.writes] = step(inside, self.weight)
+                if step.writes in wanted:
+                    yield step.writes, inside[step.writes]
+        result = _result_site(unit.step)
+        if result is not None and result in wanted:
+            yield result, _results(unit.step, values, self.weight)
+
+    def _plan(self, keep: frozenset[str]) -> tuple[_Row, ...]:
+        if keep not in self._plans:
+            self._plans[keep] = tuple(_rows(tuple(units(self.spec.steps, keep))))
+        return self._plans[keep]
+
+    def _wanted(self, names: Iterable[str] | Callable[[str], bool] | None) -> tuple[str, ...]:
+        if names is None:
+            return self.spec.sites
+        if callable(names):
+            return tuple(self._named(names))
+        return tuple(site for name in names for site in self._named(name, results=True))
+
+    def _named(self, name: Names, *, results: bool = False) -> list[str]:
+        """The sites that a name or a predicate picks."""
+        sites = [*INPUTS, *self.spec.sites]
+        if callable(name):
+            picked = [site for site in sites if name(site)]
+            if not picked:
+                raise InputError("the predicate picks no site; print model.spec.sites to see them.")
+            return picked
+        if results:
+            sites += filter(None, map(_result_site, self.spec.steps))
+        if name not in sites:
+            near = difflib.get_close_matches(name, sites, 3, 0.0)
+            raise InputError(f"this model has no site {name!r}; near are {', '.join(near)}.")
+        return [name]
+
+
+def _fire(site: str, tensor: Tensor, hooks: Mapping[str, list[HookFunction]]) -> Tensor:
+    for function in hooks.get(site, ()):
+        returned = function(tensor, Hook(site))
+        tensor = tensor if returned is None else returned
+    return tensor
+
+
+def _rows(plan: tuple[Unit, ...]) -> Iterator[_Row]:
+    """Units with the sites that each one is the last to read; what nobody reads goes at once."""
+    last = {unit.step.writes: n for n, unit in enumerate(plan)}
+    for n, unit in enumerate(plan):
+        last.update(dict.fromkeys((*unit.reads, *(r for s in unit.absorbed for r in s.reads)), n))
+    last["logits"] = len(plan)
+    hidden = {step.writes for unit in plan for step in unit.absorbed}
+    ends: dict[int, list[str]] = {}
+    for site, n in last.items():
+        if site not in INPUTS and site not in hidden:
+            ends.setdefault(n, []).append(site)
+    for n, unit in enumerate(plan):
+        yield _Row(unit, tuple(ends.get(n, ())))
+
+
+def _result_site(step: Step) -> str | None:
+    """`attn.hook_result` of the layer whose `attn.hook_out` this step writes."""
+    if step.writes.endswith("attn.hook_out"):
+        return step.writes.removesuffix("hook_out") + "hook_result"
+    return None
+
+
+def _results(
+    step: Step, values: Mapping[str, Tensor], weights: Weights
+) -> Float[Tensor, "b p h d"]:
+    """Each head's own contribution to `attn.hook_out`; the bias belongs to none."""
+    z = values[step.reads[0]]
+    by_head = step.arguments(weights)["W"].T.unflatten(0, (z.shape[2], -1))
+    return torch.einsum("bphe,hed->bphd", z, by_head)
