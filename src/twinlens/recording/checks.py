@@ -1,0 +1,195 @@
+"""What a recording refuses, each in one sentence: thing, value, expectation, next step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twinlens import sites
+from twinlens.errors import InputError
+from twinlens.recording.shards import CODES, dtype_name
+from twinlens.shapes import Int
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+TABLES = ("rotary.", "hook_pos_embed")
+"""Sites whose rows implementations compute once for the whole batch, so that b = 1 is honest."""
+
+Ids = Tensor | Sequence[Any]
+"""Ids as a tensor, a list of rows, or one row."""
+
+
+def tokens_of(given: Ids) -> Int[Tensor, "b p"]:
+    """Token ids as int64 [b p]; one row [p] is a batch of one.
+
+    Raises InputError for none at all, other dtypes, negative ids, rows of unequal length.
+    """
+    tokens = _integers("tokens", given)
+    if not tokens.numel():
+        raise InputError(
+            f"tokens are empty (shape {list(tokens.shape)}) and a run needs at least one; "
+            "pass the ids that the model was given."
+        )
+    if tokens.ndim == 1:
+        tokens = tokens[None]
+    if tokens.ndim != 2:
+        raise InputError(
+            f"tokens have shape {list(tokens.shape)} where [batch, position] was expected; "
+            "pass one row of ids for each text."
+        )
+    if int(tokens.min()) < 0:
+        raise InputError(
+            f"tokens hold {int(tokens.min())}, and an id is never negative; "
+            "pass any valid id at padded places, and mask= to say which those are."
+        )
+    return tokens
+
+
+def mask_of(given: Ids | None, tokens: Int[Tensor, "b p"]) -> Int[Tensor, "b p"]:
+    """The padding mask as int64, 1 = a real token; all ones where none is given.
+
+    Raises InputError for another shape, for values besides 0 and 1, for no real token at all.
+    """
+    if given is None:
+        return torch.ones_like(tokens)
+    mask = _as_tensor("mask", given)
+    mask = _like(
+        tokens, "mask", _integers("mask", mask.long() if mask.dtype == torch.bool else mask)
+    )
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        odd = mask[(mask != 0) & (mask != 1)]
+        raise InputError(
+            f"mask holds {int(odd[0])} where 1 (a real token) or 0 (padding) was expected; "
+            "pass the padding mask [batch, position], not an additive one."
+        )
+    if not bool(mask.any()):
+        raise InputError("mask is 0 everywhere, so no token is real; 1 marks a real token.")
+    return mask
+
+
+def positions_of(given: Ids | None, tokens: Int[Tensor, "b p"]) -> Int[Tensor, "b p"]:
+    """Position ids as int64; 0, 1, 2 … where none are given; one row [p] serves every text.
+
+    Raises InputError for another shape or dtype.
+    """
+    if given is None:
+        given = torch.arange(tokens.shape[1], device=tokens.device)
+    positions = _integers("positions", given)
+    rows = positions[None] if positions.ndim == 1 else positions
+    if rows.ndim == 2 and rows.shape[0] == 1:
+        rows = rows.expand(tokens.shape[0], -1)
+    return _like(tokens, "positions", rows).contiguous()
+
+
+def _as_tensor(what: str, given: Ids) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise InputError(
+            f"{what} cannot be read as one tensor of ids ({error}); pass rows of integers, padded "
+            "to one length, with mask= to say which are real."
+        ) from error
+
+
+def _integers(what: str, given: Ids) -> Tensor:
+    tensor = _as_tensor(what, given)
+    if tensor.numel() and tensor.dtype not in INTEGERS:
+        raise InputError(
+            f"{what} are {dtype_name(tensor)} where integers were expected; "
+            f"pass the ids themselves, as int64."
+        )
+    return tensor.detach().to(torch.int64)
+
+
+def _like(tokens: Tensor, what: str, given: Tensor) -> Tensor:
+    if given.shape != tokens.shape and (1, *given.shape) != tuple(tokens.shape):
+        raise InputError(
+            f"{what} has shape {list(given.shape)} where tokens have {list(tokens.shape)}; "
+            f"pass {what} for the same batch and positions."
+        )
+    return given.reshape(tokens.shape)
+
+
+def fitted(site: str, tensor: Tensor, tokens: Int[Tensor, "b p"], *, later: bool) -> Tensor:
+    """A known site's tensor with all its axes, or InputError where it cannot be this run's.
+
+    A batch axis that is missing is put back where that can be meant in one way only: one text, more
+    than one position, and then every axis fits.
+    """
+    _check_storable(site, tensor)
+    tensor = tensor.detach()
+    axes, shape = sites.axes(site), tuple(tokens.shape)
+    if tensor.ndim == len(axes) - 1 and axes[0] == "b" and shape[0] == 1 and shape[1] > 1:
+        tensor = tensor[None]
+    elif site.startswith(TABLES) and tensor.ndim == len(axes) and tensor.shape[0] == 1:
+        tensor = tensor.expand(shape[0], *tensor.shape[1:])
+    check_shape(site, tensor.shape, tokens, later=later)
+    return tensor
+
+
+def check_shape(site: str, shape: Sequence[int], tokens: Tensor, *, later: bool) -> None:
+    """Raises InputError where a site's shape does not agree with the tokens' batch and positions.
+
+    `later`: the call follows others, so that its keys may reach back further than its own tokens.
+    """
+    axes = sites.axes(site)
+    batch, length = tokens.shape
+    known = {"b": batch, "p": length} | ({} if later else {"s": length})
+    fits = len(shape) == len(axes) and all(
+        size == known.get(axis, size) and not (axis == "s" and size < length)
+        for axis, size in zip(axes, shape, strict=True)
+    )
+    if not fits:
+        expected = ", ".join(f"{axis}={known[axis]}" if axis in known else axis for axis in axes)
+        raise InputError(
+            f"{site} has shape {list(shape)} where [{expected}] was expected for tokens of shape "
+            f"{[batch, length]}; pass the tensor and the tokens of one and the same run."
+        )
+
+
+def _check_storable(name: str, tensor: Tensor) -> None:
+    # A border: callers in other people's programs are not type-checked.
+    if not isinstance(tensor, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(
+            f"{name} is a {type(tensor).__name__} where a torch.Tensor was expected; "
+            "convert it with torch.as_tensor."
+        )
+    if tensor.layout != torch.strided or tensor.is_meta or dtype_name(tensor) not in CODES:
+        kind = "meta" if tensor.is_meta else f"{tensor.layout} {dtype_name(tensor)}"
+        raise InputError(
+            f"{name} is a {kind} tensor where a dense one of {', '.join(CODES)} was expected; "
+            "convert it first."
+        )
+
+
+def checked_weight(name: str, tensor: Tensor) -> Tensor:
+    """The tensor itself, or InputError where a recording cannot hold it."""
+    _check_storable(name, tensor)
+    return tensor
+
+
+def check_some_known(known: Iterable[str], unknown: Sequence[str]) -> None:
+    """Raises InputError where not a single tensor has the name of a site."""
+    if any(True for _ in known):
+        return
+    given = ", ".join(unknown[:4]) + (", …" if len(unknown) > 4 else "")
+    raise InputError(
+        f"no tensor has the name of a known site (given: {given or 'nothing'}) where names such as "
+        "hook_embed, blocks.0.hook_resid_pre, blocks.0.attn.hook_z or logits were expected; "
+        "rename them as twinlens.sites lists them."
+    )
+
+
+def plain(what: str, value: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The value as JSON gives it back (tuples as lists), or InputError where JSON cannot say it."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{what} cannot be written as JSON ({error}); "
+            "use text, numbers, true, false, null, lists and dicts only."
+        ) from error
