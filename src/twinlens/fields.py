@@ -1,12 +1,13 @@
 """Fields that say of what kind they are.
 
-An operation is a frozen dataclass. Each field that may be wrong in an implementation carries a `Kind`,
-so that estimating, trying, reporting and mending need no other description of it.
+An operation is a frozen dataclass. Each field that may be wrong in an implementation carries a
+`Kind`, so that estimating, trying, reporting and mending need no other description of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
 from typing import Any, Literal
@@ -18,14 +19,17 @@ import torch
 class Kind:
     """What a field is, said once, where the field is declared.
 
-    `name`: *number* has a derivative; *integer* is read from the support of what differs, then tried;
-    *choice* changes meaning; *dtype* is the precision of a computation; *order* changes bits only;
+    `name`: *number* has a derivative; *integer* is read from the support of what differs, then
+    tried; *choice* changes meaning; *dtype* is the precision of a computation; *order* changes bits
+    only;
     *size* is geometry that weights already fix and that is never a hypothesis.
     `parameter`: the word under which a cause is reported.
     `off`: the field may be None, which switches the operation's part off.
     `power`: a number's smooth coordinate is value ** power; for a cap that is value ** -2, which is
-    smooth at off (0) as cap · tanh(s / cap) = s - s³ / (3 cap²) + ….
+    smooth at off (0) as cap · tanh(s / cap) = s - s³ / (3 cap²) + …. Power 0 stands for
+    the logarithm.
     `enters`: the site within the block where a cause is reported, if not the step's own.
+    `tied`: steps of one layer that have this field have one value of it (cos and sin, queries and keys).
     """
 
     name: Literal["number", "integer", "choice", "dtype", "order", "size"]
@@ -34,6 +38,7 @@ class Kind:
     power: float = 1.0
     alternatives: tuple[Any, ...] = ()
     enters: str | None = None
+    tied: bool = False
 
 
 def _field(kind: Kind, default: Any) -> Any:
@@ -41,30 +46,42 @@ def _field(kind: Kind, default: Any) -> Any:
 
 
 def number(
-    default: Any = MISSING, *, parameter: str, off: bool = False, power: float = 1.0
+    default: Any = MISSING,
+    *,
+    parameter: str,
+    off: bool = False,
+    power: float = 1.0,
+    tied: bool = False,
 ) -> Any:
-    """A real constant of the formula; it may be given as a 0-dim tensor, so that it has a derivative."""
-    return _field(Kind("number", parameter, off=off, power=power), default)
+    """A real constant of the formula; may be given as a 0-dim tensor, so that it has a derivative."""
+    return _field(Kind("number", parameter, off=off, power=power, tied=tied), default)
 
 
-def integer(default: Any = MISSING, *, parameter: str, off: bool = False) -> Any:
+def integer(
+    default: Any = MISSING, *, parameter: str, off: bool = False, tied: bool = False
+) -> Any:
     """A count or an offset: no derivative."""
-    return _field(Kind("integer", parameter, off=off), default)
+    return _field(Kind("integer", parameter, off=off, tied=tied), default)
 
 
-def choice(default: Any, *others: Any, parameter: str, enters: str | None = None) -> Any:
+def choice(
+    default: Any, *others: Any, parameter: str, enters: str | None = None, tied: bool = False
+) -> Any:
     """One of several meanings."""
-    return _field(Kind("choice", parameter, alternatives=(default, *others), enters=enters), default)
+    kind = Kind("choice", parameter, alternatives=(default, *others), enters=enters, tied=tied)
+    return _field(kind, default)
 
 
 def order(default: Any, *others: Any) -> Any:
-    """One of several ways to compute the same: the first is the plain formula, which is differentiable."""
+    """One of several ways to compute the same: the first is the plain, differentiable formula."""
     return _field(Kind("order", "order", alternatives=(default, *others)), default)
 
 
-def precision(default: torch.dtype | None, *others: torch.dtype | None, parameter: str) -> Any:
-    """The precision of a computation; None is the precision of what comes in."""
-    return _field(Kind("dtype", parameter, alternatives=(default, *others)), default)
+def precision(
+    default: torch.dtype | None, *others: torch.dtype | None, parameter: str, tied: bool = False
+) -> Any:
+    """The dtype of a computation; None is that of what comes in."""
+    return _field(Kind("dtype", parameter, alternatives=(default, *others), tied=tied), default)
 
 
 def size(default: Any = MISSING) -> Any:
@@ -83,14 +100,19 @@ def kind_of(op: Any, name: str) -> Kind:
     for f in dataclasses.fields(op):
         if f.name == name:
             return f.metadata["kind"]
-    raise KeyError(f"{type(op).__name__} has no field {name!r}; it has {[f.name for f in dataclasses.fields(op)]}")
+    known = [f.name for f in dataclasses.fields(op)]
+    raise KeyError(f"{type(op).__name__} has no field {name!r}; it has {known}")
 
 
 def to_smooth(kind: Kind, value: float | None) -> float:
     """A number in the coordinate in which it is smooth; off is 0."""
-    return 0.0 if value is None else float(value) ** kind.power
+    if value is None:
+        return 0.0
+    return math.log(float(value)) if kind.power == 0.0 else float(value) ** kind.power
 
 
 def from_smooth(kind: Kind, coordinate: Any) -> Any:
     """The number again; the coordinate may be a 0-dim tensor."""
+    if kind.power == 0.0:
+        return coordinate.exp() if isinstance(coordinate, torch.Tensor) else math.exp(coordinate)
     return coordinate if kind.power == 1.0 else coordinate ** (1.0 / kind.power)

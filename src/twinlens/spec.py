@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +17,10 @@ from twinlens.sites import INPUTS
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of the checkpoint as a step uses it: by its own name there, turned if it is stored [in, out]."""
+    """A tensor of the checkpoint as a step uses it.
+
+    `name` is its own there; `transposed` if it is stored [in, out].
+    """
 
     name: str
     transposed: bool = False
@@ -36,6 +40,7 @@ class Step:
     weights: tuple[tuple[str, Weight], ...] = ()
 
     def __call__(self, sites: Mapping[str, Tensor], weights: Weights) -> Tensor:
+        """What the step writes, from the sites that it reads."""
         return self.op(*(sites[r] for r in self.reads), **self.arguments(weights))
 
     def arguments(self, weights: Weights) -> dict[str, Tensor]:
@@ -102,7 +107,10 @@ class Spec:
         return tuple(dict.fromkeys(w.name for step in self.steps for _, w in step.weights))
 
     def between(self, target: str, given: Iterable[str]) -> tuple[Step, ...]:
-        """The steps that compute `target` from `given` sites and the inputs: a merged step where some are hidden."""
+        """The steps that compute `target` from `given` sites and the inputs.
+
+        A merged step where some sites between are not given.
+        """
         known = set(given) | set(INPUTS)
         needed, pending = set[str](), [target]
         while pending:
@@ -120,7 +128,9 @@ class Spec:
         """A copy with one field changed at several sites."""
         return self.replace_steps(
             {
-                site: dataclasses.replace(self.at[site], op=self.at[site].op.replace(**{name: value}))
+                site: dataclasses.replace(
+                    self.at[site], op=self.at[site].op.replace(**{name: value})
+                )
                 for site in sites
             }
         )
@@ -128,7 +138,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Unit:
-    """What is executed at once: a step, with the steps before it that its kernel computes as well."""
+    """What is executed at once: a step, and those before it that its kernel computes as well."""
 
     step: Step
     absorbed: tuple[Step, ...] = ()
@@ -141,6 +151,7 @@ class Unit:
         return (*self.absorbed[0].reads, *self.step.reads[1:])
 
     def __call__(self, sites: Mapping[str, Tensor], weights: Weights) -> Tensor:
+        """What the unit writes, from the sites that it reads."""
         kernel = self.step.op.fused()
         if kernel is None or not self.absorbed:
             return self.step(sites, weights)
@@ -149,14 +160,18 @@ class Unit:
 
 
 def units(steps: Iterable[Step], keep: Iterable[str] = ()) -> Iterator[Unit]:
-    """Steps as they are executed: a fused kernel takes the steps it absorbs with it, if none of them is in `keep`
-    and all of them are here."""
+    """Steps as they are executed.
+
+    A fused kernel takes the steps it absorbs with it, if all of them are here, none is in `keep`
+    and no other step reads what they write.
+    """
     steps, keep = tuple(steps), set(keep)
     by_site = {s.writes: s for s in steps}
+    reads = Counter(site for step in steps for site in step.reads)
     taken: dict[str, tuple[Step, ...]] = {}
     for step in steps:
         chain = _absorbed(step, by_site) if step.op.fused() is not None else ()
-        if chain and not keep.intersection(s.writes for s in chain):
+        if chain and not any(s.writes in keep or reads[s.writes] > 1 for s in chain):
             taken[step.writes] = chain
     hidden = {s.writes for chain in taken.values() for s in chain}
     for step in steps:

@@ -18,11 +18,14 @@ FAMILIES: dict[str, ModuleType] = {"gemma2": gemma2, "gpt2": gpt2, "llama": llam
 """By the config's `model_type`."""
 
 
-def declare(config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, attention: str = "eager") -> Spec:
+def declare(
+    config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, attention: str = "eager"
+) -> Spec:
     """The Spec of a checkpoint's config.
 
     `dtype` is the one the weights are stored in, `attention` the kernel: "eager" or "sdpa".
-    Raises UnknownArchitecture, and ConfigError for a key that is missing, unknown or not understood.
+    Raises UnknownArchitecture, and ConfigError for a key that is missing, unknown or has a value
+    that is not understood.
     """
     name = config.get("model_type")
     if name not in FAMILIES:

@@ -11,33 +11,103 @@ MISSING = object()
 
 IRRELEVANT: dict[str, str] = {
     **dict.fromkeys(
-        ("architectures", "model_type", "_name_or_path", "transformers_version", "auto_map", "name_or_path"),
+        (
+            "architectures",
+            "model_type",
+            "_name_or_path",
+            "_model_name_or_path",
+            "transformers_version",
+            "auto_map",
+            "name_or_path",
+        ),
         "says what the checkpoint is, not what it computes",
     ),
     **dict.fromkeys(
-        ("dtype", "torch_dtype", "initializer_range", "initializer_cutoff_factor", "_attn_implementation",
-         "attn_implementation", "_experts_implementation", "use_cache", "cache_implementation", "pretraining_tp",
-         "return_dict", "output_hidden_states", "output_attentions", "torchscript", "use_bfloat16",
-         "tf_legacy_loss", "pruned_heads", "chunk_size_feed_forward", "is_llama_config", "quantization_config",
-         "_attn_implementation_autoset", "gradient_checkpointing", "hidden_size_per_layer_input"),
+        (
+            "dtype",
+            "torch_dtype",
+            "initializer_range",
+            "initializer_cutoff_factor",
+            "_attn_implementation",
+            "attn_implementation",
+            "_experts_implementation",
+            "use_cache",
+            "cache_implementation",
+            "pretraining_tp",
+            "return_dict",
+            "output_hidden_states",
+            "output_attentions",
+            "torchscript",
+            "use_bfloat16",
+            "tf_legacy_loss",
+            "pruned_heads",
+            "chunk_size_feed_forward",
+            "is_llama_config",
+            "quantization_config",
+            "_attn_implementation_autoset",
+            "gradient_checkpointing",
+            "hidden_size_per_layer_input",
+        ),
         "how the model is stored or run, not what it means",
     ),
     **dict.fromkeys(
-        ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "prefix",
-         "tokenizer_class", "task_specific_params", "problem_type", "finetuning_task", "id2label", "label2id",
-         "num_labels", "transformers.js_config", "unk_token_id"),
+        (
+            "bos_token_id",
+            "eos_token_id",
+            "pad_token_id",
+            "sep_token_id",
+            "decoder_start_token_id",
+            "prefix",
+            "tokenizer_class",
+            "task_specific_params",
+            "problem_type",
+            "finetuning_task",
+            "id2label",
+            "label2id",
+            "num_labels",
+            "transformers.js_config",
+            "unk_token_id",
+        ),
         "tokenizing, heads of other tasks",
     ),
     **dict.fromkeys(
-        ("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
-         "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty",
-         "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences",
-         "output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id",
-         "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens"),
+        (
+            "max_length",
+            "min_length",
+            "do_sample",
+            "early_stopping",
+            "num_beams",
+            "num_beam_groups",
+            "diversity_penalty",
+            "temperature",
+            "top_k",
+            "top_p",
+            "typical_p",
+            "repetition_penalty",
+            "length_penalty",
+            "no_repeat_ngram_size",
+            "encoder_no_repeat_ngram_size",
+            "bad_words_ids",
+            "num_return_sequences",
+            "output_scores",
+            "return_dict_in_generate",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+            "remove_invalid_values",
+            "exponential_decay_length_penalty",
+            "suppress_tokens",
+            "begin_suppress_tokens",
+        ),
         "generation",
     ),
     **dict.fromkeys(
-        ("is_encoder_decoder", "is_decoder", "cross_attention_hidden_size", "tie_encoder_decoder", "add_cross_attention"),
+        (
+            "is_encoder_decoder",
+            "is_decoder",
+            "cross_attention_hidden_size",
+            "tie_encoder_decoder",
+            "add_cross_attention",
+        ),
         "encoders; a causal model of these families has none",
     ),
 }
@@ -85,7 +155,10 @@ class Config:
         """A key that this family understands with one value only."""
         found = self.get(key, default=value)
         if found != value:
-            raise ConfigError(f"the config says {key}={found!r}; {self.family} is declared for {value!r} only: {why}")
+            raise ConfigError(
+                f"the config says {key}={found!r}; {self.family} is declared for {value!r} only: "
+                f"{why}"
+            )
 
     @property
     def unread(self) -> dict[str, Any]:
@@ -101,6 +174,7 @@ class Config:
         if self.unread:
             listed = ", ".join(f"{k}={v!r}" for k, v in self.unread.items())
             raise ConfigError(
-                f"the config has keys that {self.family} does not know and that could change what it computes: "
-                f"{listed}; remove them from config.json, or declare them in twinlens/families/{self.family}.py"
+                f"the config has keys that {self.family} does not know and that could change "
+                f"what it computes: {listed}; remove them from config.json, or declare them in "
+                f"twinlens/families/{self.family}.py"
             )

@@ -1,4 +1,4 @@
-"""Gemma 2 (Gemma Team 2024): 1 + w norms before and after each branch, caps, windows in every other layer."""
+"""Gemma 2 (Gemma Team 2024): 1 + w norms around each branch, caps, windows in every other layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ import torch
 
 from twinlens.families import llama, rows
 from twinlens.families.config import Config
-from twinlens.ops import Embed, Mix, Normalize, NormWeight, Project, Rotate, Scores, Softmax, Unembed
+from twinlens.ops import (
+    Embed,
+    Mix,
+    Normalize,
+    NormWeight,
+    Project,
+    Rotate,
+    Scores,
+    Softmax,
+    Unembed,
+)
 from twinlens.sites import block
 from twinlens.spec import Shape, Step, Weight
 
@@ -28,27 +38,48 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     e, window = shape.head_width, c.get("sliding_window", default=4096)
     alternating = [("sliding_attention", "full_attention")[i % 2] for i in range(shape.layers)]
     kinds = c.get("layer_types", default=alternating)
-    scale, cap = sqrt(c.get("query_pre_attn_scalar", default=256)), c.get("attn_logit_softcapping", default=None)
+    scale, cap = (
+        sqrt(c.get("query_pre_attn_scalar", default=256)),
+        c.get("attn_logit_softcapping", default=None),
+    )
 
     factor = sqrt(shape.d_model)  # Gemma report, section 2
-    yield Step("hook_embed", Embed(factor), ("tokens",), (("W", Weight("model.embed_tokens.weight")),))
+    yield Step(
+        "hook_embed", Embed(factor), ("tokens",), (("W", Weight("model.embed_tokens.weight")),)
+    )
     yield from rows.rotary_tables(rows.rotary(c, e, dtype))
     stream = "hook_embed"
     for i in range(shape.layers):
         name, at = f"model.layers.{i}", block(i, "")[:-1]
 
-        def norm(site: str, reads: str, theirs: str, name: str = name, at: str = at) -> Iterator[Step]:
-            return rows.norm(f"{at}.{site}", f"{at}.{reads}", normalize, weight, (f"{name}.{theirs}.weight",))
+        def norm(
+            site: str, reads: str, theirs: str, name: str = name, at: str = at
+        ) -> Iterator[Step]:
+            return rows.norm(
+                f"{at}.{site}", f"{at}.{reads}", normalize, weight, (f"{name}.{theirs}.weight",)
+            )
 
         yield rows.copy(f"{at}.hook_resid_pre", stream)
         yield from norm("ln1", "hook_resid_pre", "input_layernorm")
         for part, heads in (("q", shape.heads), ("k", shape.kv_heads), ("v", shape.kv_heads)):
             op = Project(heads=heads)
-            yield rows.project(f"{at}.attn.hook_{part}", f"{at}.ln1.hook_out", f"{name}.self_attn.{part}_proj", op, bias=bias)
+            yield rows.project(
+                f"{at}.attn.hook_{part}",
+                f"{at}.ln1.hook_out",
+                f"{name}.self_attn.{part}_proj",
+                op,
+                bias=bias,
+            )
         yield from rows.rotated(i, Rotate(width=e))
         scores = Scores(scale, cap, window if kinds[i] == "sliding_attention" else None)
         yield from rows.attention(i, scores, Softmax(), Mix(), "hook_rot_q", "hook_rot_k")
-        yield rows.project(f"{at}.attn.hook_out", f"{at}.attn.hook_z", f"{name}.self_attn.o_proj", Project(from_heads=True), bias=bias)
+        yield rows.project(
+            f"{at}.attn.hook_out",
+            f"{at}.attn.hook_z",
+            f"{name}.self_attn.o_proj",
+            Project(from_heads=True),
+            bias=bias,
+        )
         yield from norm("ln1_post", "attn.hook_out", "post_attention_layernorm")
         yield rows.copy(f"{at}.hook_attn_out", f"{at}.ln1_post.hook_out")
         yield rows.residual(f"{at}.hook_resid_mid", f"{at}.hook_resid_pre", f"{at}.hook_attn_out")

@@ -9,7 +9,17 @@ import torch
 
 from twinlens.families import rows
 from twinlens.families.config import Config
-from twinlens.ops import Embed, Mix, Normalize, NormWeight, Project, Rotate, Scores, Softmax, Unembed
+from twinlens.ops import (
+    Embed,
+    Mix,
+    Normalize,
+    NormWeight,
+    Project,
+    Rotate,
+    Scores,
+    Softmax,
+    Unembed,
+)
 from twinlens.sites import block
 from twinlens.spec import Shape, Step, Weight
 
@@ -45,16 +55,42 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     for i in range(shape.layers):
         name, at = f"model.layers.{i}", block(i, "")[:-1]
         yield rows.copy(f"{at}.hook_resid_pre", stream)
-        yield from rows.norm(f"{at}.ln1", f"{at}.hook_resid_pre", norm, NormWeight(), (f"{name}.input_layernorm.weight",))
+        yield from rows.norm(
+            f"{at}.ln1",
+            f"{at}.hook_resid_pre",
+            norm,
+            NormWeight(),
+            (f"{name}.input_layernorm.weight",),
+        )
         for part, heads in (("q", shape.heads), ("k", shape.kv_heads), ("v", shape.kv_heads)):
             op = Project(heads=heads)
-            yield rows.project(f"{at}.attn.hook_{part}", f"{at}.ln1.hook_out", f"{name}.self_attn.{part}_proj", op, bias=bias)
+            yield rows.project(
+                f"{at}.attn.hook_{part}",
+                f"{at}.ln1.hook_out",
+                f"{name}.self_attn.{part}_proj",
+                op,
+                bias=bias,
+            )
         yield from rows.rotated(i, Rotate(width=e))
-        yield from rows.attention(i, Scores(scale=sqrt(e)), Softmax(), Mix(), "hook_rot_q", "hook_rot_k")
-        yield rows.project(f"{at}.attn.hook_out", f"{at}.attn.hook_z", f"{name}.self_attn.o_proj", Project(from_heads=True), bias=bias)
+        yield from rows.attention(
+            i, Scores(scale=sqrt(e)), Softmax(), Mix(), "hook_rot_q", "hook_rot_k"
+        )
+        yield rows.project(
+            f"{at}.attn.hook_out",
+            f"{at}.attn.hook_z",
+            f"{name}.self_attn.o_proj",
+            Project(from_heads=True),
+            bias=bias,
+        )
         yield rows.copy(f"{at}.hook_attn_out", f"{at}.attn.hook_out")
         yield rows.residual(f"{at}.hook_resid_mid", f"{at}.hook_resid_pre", f"{at}.hook_attn_out")
-        yield from rows.norm(f"{at}.ln2", f"{at}.hook_resid_mid", norm, NormWeight(), (f"{name}.post_attention_layernorm.weight",))
+        yield from rows.norm(
+            f"{at}.ln2",
+            f"{at}.hook_resid_mid",
+            norm,
+            NormWeight(),
+            (f"{name}.post_attention_layernorm.weight",),
+        )
         yield from rows.gated_mlp(i, f"{at}.ln2.hook_out", f"{name}.mlp", act, bias=mlp_bias)
         yield rows.copy(f"{at}.hook_mlp_out", f"{at}.mlp.hook_out")
         stream = f"{at}.hook_resid_post"

@@ -6,10 +6,20 @@ from collections.abc import Iterator
 
 import torch
 
-from twinlens.fields import kinds
 from twinlens.errors import ConfigError
 from twinlens.families.config import Config
-from twinlens.ops import Add, Gate, Mix, Normalize, NormWeight, Project, RotaryTable, Rotate, Scores, Softmax
+from twinlens.ops import (
+    Add,
+    Gate,
+    Mix,
+    Normalize,
+    NormWeight,
+    Project,
+    RotaryTable,
+    Rotate,
+    Scores,
+    Softmax,
+)
 from twinlens.sites import block
 from twinlens.spec import Step, Weight
 
@@ -17,7 +27,7 @@ from twinlens.spec import Step, Weight
 def norm(
     site: str, reads: str, normalize: Normalize, weight: NormWeight, names: tuple[str, ...]
 ) -> Iterator[Step]:
-    """`site.hook_normalized` and `site.hook_out`; `names` are the weight's and the bias's, if there is one."""
+    """`site.hook_normalized` and `site.hook_out`; `names` are the weight's and a bias's."""
     yield Step(f"{site}.hook_normalized", normalize, (reads,))
     weights = tuple(zip("wb", (Weight(n) for n in names), strict=False))
     yield Step(f"{site}.hook_out", weight, (f"{site}.hook_normalized",), weights)
@@ -49,7 +59,9 @@ def rotated(layer: int, op: Rotate) -> Iterator[Step]:
         )
 
 
-def attention(layer: int, scores: Scores, softmax: Softmax, mix: Mix, q: str, k: str) -> Iterator[Step]:
+def attention(
+    layer: int, scores: Scores, softmax: Softmax, mix: Mix, q: str, k: str
+) -> Iterator[Step]:
     """From queries, keys and values to `hook_z`."""
     at = block(layer, "attn")
     reads = (f"{at}.{q}", f"{at}.{k}", "mask", "slots")
@@ -63,7 +75,9 @@ def gated_mlp(layer: int, reads: str, name: str, act: str, *, bias: bool) -> Ite
     at = block(layer, "mlp")
     yield project(f"{at}.hook_pre", reads, f"{name}.gate_proj", Project(), bias=bias)
     yield project(f"{at}.hook_pre_linear", reads, f"{name}.up_proj", Project(), bias=bias)
-    yield Step(f"{at}.hook_post", Gate(act, formula="kernel"), (f"{at}.hook_pre", f"{at}.hook_pre_linear"))
+    yield Step(
+        f"{at}.hook_post", Gate(act, formula="kernel"), (f"{at}.hook_pre", f"{at}.hook_pre_linear")
+    )
     yield project(f"{at}.hook_out", f"{at}.hook_post", f"{name}.down_proj", Project(), bias=bias)
 
 
@@ -92,7 +106,10 @@ ACTIVATION_NAMES = {
 
 
 def activation(c: Config, *keys: str, default: str) -> tuple[str, str]:
-    """The activation that a config names: ours, and as the config has it. Raises ConfigError for an unknown one."""
+    """The activation that a config names: our word for it, and the config's.
+
+    Raises ConfigError for an unknown one.
+    """
     name = c.get(*keys, default=default)
     if name not in ACTIVATION_NAMES:
         raise ConfigError(
@@ -103,7 +120,11 @@ def activation(c: Config, *keys: str, default: str) -> tuple[str, str]:
 
 
 def rotary(c: Config, width: int, dtype: torch.dtype, theta: float = 10000.0) -> RotaryTable:
-    """The rotary table of a config in its old (`rope_theta`, `rope_scaling`) or new (`rope_parameters`) spelling."""
+    """The rotary table of a config.
+
+    In its old spelling (`rope_theta`, `rope_scaling`) or its new one (`rope_parameters`).
+    Raises ConfigError for a scaling, or a number of one, that is not declared.
+    """
     new, old = c.get("rope_parameters", default={}), c.get("rope_scaling", default={})
     said = {**old, **new}
     kind = said.get("rope_type", said.get("type", "default"))
@@ -112,7 +133,8 @@ def rotary(c: Config, width: int, dtype: torch.dtype, theta: float = 10000.0) ->
     known = {"rope_type", "type", "rope_theta", *_SCALING.get(kind, {})}
     if kind not in _SCALING or set(said) - known:
         raise ConfigError(
-            f"the config asks for rotary scaling {said!r}; known are {', '.join(_SCALING)} with their own keys: "
+            f"the config asks for rotary scaling {said!r}; known are {', '.join(_SCALING)} with "
+            f"their own keys: "
             f"add it to twinlens/ops/rotary.py"
         )
     numbers = {ours: float(said[theirs]) for theirs, ours in _SCALING[kind].items()}

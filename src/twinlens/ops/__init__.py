@@ -6,7 +6,7 @@ from twinlens.ops.embed import Add, Embed, PositionEmbed
 from twinlens.ops.mlp import Activate, Gate
 from twinlens.ops.norm import Normalize, NormWeight
 from twinlens.ops.project import Part, Project, Unembed
-from twinlens.ops.rotary import Rotate, RotaryTable
+from twinlens.ops.rotary import RotaryTable, Rotate
 
 __all__ = [
     "REGISTRY",

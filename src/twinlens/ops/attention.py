@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from twinlens.fields import choice, integer, number, order, precision
-from twinlens.ops.base import Op, cast
+from twinlens.ops.base import Op
 from twinlens.ops.project import soft_cap
 from twinlens.shapes import Bool, Float, Int
 
@@ -21,8 +21,9 @@ from twinlens.shapes import Bool, Float, Int
 class Scores(Op):
     """cap · tanh(q kᵀ / (scale · cap)), with the smallest finite number where a query may not look.
 
-    `scale` is the divisor (Vaswani et al. 2017, section 3.2.1), `softcap` the cap of Gemma 2 (report,
-    section 2), `window` the number of keys up to and including its own that a query sees (None: all).
+    `scale` is the divisor (Vaswani et al. 2017, section 3.2.1), `softcap` the cap of Gemma 2
+    (report, section 2), `window` the number of keys up to and including its own that a query sees
+    (None: all).
     """
 
     by_row: ClassVar[tuple[bool, ...]] = (True, False, False, True)
@@ -32,7 +33,7 @@ class Scores(Op):
     window: int | None = integer(None, parameter="attn.window", off=True)
     causal: str = choice("causal", "none", parameter="attn.mask")
     padding: str = choice("masked", "ignored", parameter="attn.mask")
-    kv_map: str = choice("repeat", "tile", "first", parameter="attn.kv_map")
+    kv_map: str = choice("repeat", "tile", "first", parameter="attn.kv_map", tied=True)
     scaling: str = order("multiply", "divide", "query", "both")
     product: str = order("matmul", "einsum", "split", "float64")
 
@@ -56,7 +57,9 @@ class Scores(Op):
         s = soft_cap(s, self.softcap)
         return s.masked_fill(~self.allowed(mask, slots), torch.finfo(s.dtype).min)
 
-    def allowed(self, mask: Int[Tensor, "b s"], slots: Int[Tensor, " p"]) -> Bool[Tensor, "b 1 p s"]:
+    def allowed(
+        self, mask: Int[Tensor, "b s"], slots: Int[Tensor, " p"]
+    ) -> Bool[Tensor, "b 1 p s"]:
         """Where a query may look."""
         keys = torch.arange(mask.shape[1], device=mask.device)
         behind = slots[:, None] - keys[None, :]
@@ -64,19 +67,30 @@ class Scores(Op):
         if self.window is not None:
             see = see & (behind < self.window)
         see = see[None, None]
-        return see & mask.bool()[:, None, None, :] if self.padding == "masked" else see.expand(len(mask), -1, -1, -1)
+        return (
+            see & mask.bool()[:, None, None, :]
+            if self.padding == "masked"
+            else see.expand(len(mask), -1, -1, -1)
+        )
 
     def magnitude(self, q: Tensor, k: Tensor, mask: Tensor, slots: Tensor) -> Tensor:
         k = for_each_query_head(k, q.shape[2], self.kv_map)
-        size = torch.matmul(q.abs().transpose(1, 2), k.abs().permute(0, 2, 3, 1)) / abs(float(self.scale))
+        size = torch.matmul(q.abs().transpose(1, 2), k.abs().permute(0, 2, 3, 1)) / abs(
+            float(self.scale)
+        )
         return size.masked_fill(~self.allowed(mask, slots), 0.0)
 
 
 @dataclass(frozen=True)
 class Softmax(Op):
-    """The pattern: softmax over keys, computed in `dtype` (None: as it comes in), stored as it comes in."""
+    """The pattern: softmax over keys.
 
-    dtype: torch.dtype | None = precision(torch.float32, None, torch.bfloat16, parameter="attn.softmax_dtype")
+    Computed in `dtype` (None: as the scores come in), stored as they come in.
+    """
+
+    dtype: torch.dtype | None = precision(
+        torch.float32, None, torch.bfloat16, parameter="attn.softmax_dtype"
+    )
 
     def __call__(self, s: Float[Tensor, "b h p s"]) -> Float[Tensor, "b h p s"]:
         return F.softmax(s, dim=-1, dtype=self.dtype).to(s.dtype)
@@ -89,12 +103,15 @@ class Softmax(Op):
 
 @dataclass(frozen=True)
 class Mix(Op):
-    """What each head reads: pattern · v. `kernel="sdpa"` is torch's fused attention, which hides scores and pattern."""
+    """What each head reads: pattern · v.
+
+    `kernel="sdpa"` is torch's fused attention, which hides scores and pattern.
+    """
 
     by_row: ClassVar[tuple[bool, ...]] = (True, False)
     absorbs: ClassVar[tuple[str, ...]] = ("Scores", "Softmax")
 
-    kv_map: str = choice("repeat", "tile", "first", parameter="attn.kv_map")
+    kv_map: str = choice("repeat", "tile", "first", parameter="attn.kv_map", tied=True)
     product: str = order("matmul", "einsum", "split", "float64")
     kernel: str = order("plain", "sdpa")
 
@@ -119,14 +136,25 @@ class Mix(Op):
         if scores.softcap is not None:
             raise ValueError("torch's sdpa has no soft cap; set softcap=None or kernel='plain'")
         k, v = (for_each_query_head(t, q.shape[2], self.kv_map) for t in (k, v))
-        plain = scores.causal == "causal" and scores.window is None and q.shape[1] == k.shape[1] and bool(mask.all())
-        how: dict[str, Any] = {"is_causal": True} if plain else {"attn_mask": scores.allowed(mask, slots)}
+        plain = (
+            scores.causal == "causal"
+            and scores.window is None
+            and q.shape[1] == k.shape[1]
+            and bool(mask.all())
+        )
+        how: dict[str, Any] = (
+            {"is_causal": True} if plain else {"attn_mask": scores.allowed(mask, slots)}
+        )
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, scale=1.0 / float(scores.scale), **how).transpose(1, 2)
+        return F.scaled_dot_product_attention(
+            q, k, v, scale=1.0 / float(scores.scale), **how
+        ).transpose(1, 2)
 
 
-def for_each_query_head(x: Float[Tensor, "b s k e"], heads: int, kv_map: str) -> Float[Tensor, "b s h e"]:
-    """Keys or values for every query head: each one repeated, all of them tiled, or only the first."""
+def for_each_query_head(
+    x: Float[Tensor, "b s k e"], heads: int, kv_map: str
+) -> Float[Tensor, "b s h e"]:
+    """Keys or values for every query head: each repeated, all of them tiled, or the first only."""
     groups = heads // x.shape[2]
     if groups == 1 and kv_map != "first":
         return x

@@ -21,9 +21,9 @@ class Op:
 
     Calling takes the tensors of the sites that a step reads, in order, then weights by name.
     `by_row` says for each read whether row `p` of the output needs row `p` of it only.
-    `removable` is the parameter under which leaving the step out is reported; such a step maps its first
-    read to a tensor of the same shape. `fused` names the values of the `kernel` field that compute the
-    steps before this one as well: their sites are then hidden.
+    `removable` is the parameter under which leaving the step out is reported; such a step maps its
+    first read to a tensor of the same shape. `absorbs` names the operations before this one that
+    its `fused` kernel computes as well: their sites are then hidden.
     """
 
     by_row: ClassVar[tuple[bool, ...]] = (True,)
@@ -33,15 +33,15 @@ class Op:
     def __init_subclass__(cls) -> None:
         REGISTRY[cls.__name__] = cls
 
-    def __call__(self, *reads: Tensor, **weights: Tensor) -> Tensor:
+    def __call__(self, *reads: Any, **weights: Any) -> Tensor:
         raise NotImplementedError
 
-    def magnitude(self, *reads: Tensor, **weights: Tensor) -> Tensor:
+    def magnitude(self, *reads: Any, **weights: Any) -> Tensor:
         """Entry by entry, what one unit of roundoff inside this step is multiplied by, in float64.
 
         For y = W x + b this is |W| |x| + |b| (Higham, Accuracy and Stability of Numerical
-        Algorithms, section 3.5); the default, the magnitude of the result, is that of a step of a few
-        multiplications.
+        Algorithms, section 3.5); the default, the magnitude of the result, is that of a step of a
+        few multiplications.
         """
         return self(*reads, **weights).abs()
 
@@ -50,7 +50,10 @@ class Op:
         return None
 
     def exact(self) -> Self:
-        """The same meaning in float64 by the plain formula: the oracle, and what derivatives are taken of."""
+        """The same meaning in float64 by the plain formula.
+
+        It is the oracle, and what derivatives are taken of.
+        """
         return self.replace(
             **{
                 name: torch.float64 if kind.name == "dtype" else kind.alternatives[0]

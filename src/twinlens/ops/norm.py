@@ -17,8 +17,9 @@ from twinlens.shapes import Float
 
 @dataclass(frozen=True)
 class Normalize(Op):
-    """x / sqrt(mean(x²) + eps) over the last axis (Zhang and Sennrich 2019); `layer` subtracts the mean first.
+    """x / sqrt(mean(x²) + eps) over the last axis (Zhang and Sennrich 2019).
 
+    `kind="layer"` subtracts the mean first (Ba et al. 2016).
     `dtype` is that of the computation, `out` that of the result (None: as the input).
     `eps_place="outside"` is x / (sqrt(mean(x²)) + eps).
     """
@@ -28,7 +29,9 @@ class Normalize(Op):
     eps: float = number(parameter="norm.eps")
     kind: str = choice("rms", "layer", parameter="norm.kind")
     eps_place: str = choice("inside", "outside", parameter="norm.eps_place")
-    dtype: torch.dtype | None = precision(torch.float32, None, torch.bfloat16, parameter="norm.dtype")
+    dtype: torch.dtype | None = precision(
+        torch.float32, None, torch.bfloat16, parameter="norm.dtype"
+    )
     out: torch.dtype | None = precision(None, torch.float32, parameter="norm.dtype")
     division: str = order("rsqrt", "sqrt")
 
@@ -66,7 +69,10 @@ class NormWeight(Op):
     kernel: str = order("plain", "fused")
 
     def __call__(
-        self, x: Float[Tensor, "*rows d"], w: Float[Tensor, " d"], b: Float[Tensor, " d"] | None = None
+        self,
+        x: Float[Tensor, "*rows d"],
+        w: Float[Tensor, " d"],
+        b: Float[Tensor, " d"] | None = None,
     ) -> Float[Tensor, "*rows d"]:
         weight = cast(w, self.dtype)
         if not (isinstance(self.offset, float) and self.offset == 0.0):

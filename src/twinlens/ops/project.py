@@ -16,11 +16,13 @@ from twinlens.shapes import Float
 
 @dataclass(frozen=True)
 class Project(Op):
-    """y = W x + b, W [out, in]; `heads` cuts the result into [heads, width] and reads such an input flat.
+    """y = W x + b, W [out, in].
 
-    `product`: torch's linear; a bare product and then the bias; a product with the transposed weight and the
-    bias within it (GPT-2's Conv1D); einsum over head-shaped weights as TransformerLens writes it; a sum of two
-    halves of the inner axis (tensor parallel); head by head.
+    `heads` cuts the result into [heads, width]; with `from_heads` the input comes so and is read
+    flat. `product`: torch's linear; a bare product and then the bias; a product with the transposed
+    weight and the bias within it (GPT-2's Conv1D); einsum over head-shaped weights as
+    TransformerLens writes it; head by head; a sum of two halves of the inner axis (tensor
+    parallel); in float64.
     """
 
     by_row: ClassVar[tuple[bool, ...]] = (True,)
@@ -30,7 +32,10 @@ class Project(Op):
     product: str = order("linear", "matmul", "addmm", "einsum", "einsum_heads", "split", "float64")
 
     def __call__(
-        self, x: Float[Tensor, "b p *i"], W: Float[Tensor, "o i"], b: Float[Tensor, " o"] | None = None
+        self,
+        x: Float[Tensor, "b p *i"],
+        W: Float[Tensor, "o i"],
+        b: Float[Tensor, " o"] | None = None,
     ) -> Float[Tensor, "b p *o"]:
         heads = x.shape[2] if self.from_heads else self.heads
         y = multiply(x.flatten(2), W, b, self.product, heads, self.from_heads)
@@ -45,12 +50,23 @@ class Project(Op):
 class Part(Op):
     """One third of a fused query/key/value product, cut into heads.
 
-    `layout`: all queries, then all keys, then all values; in another order; or interleaved head by head.
+    `layout`: all queries, then all keys, then all values; in another order; or interleaved head by
+    head.
     """
 
     which: str = size("q")
     heads: int = size(0)
-    layout: str = choice("qkv", "kqv", "vqk", "qvk", "kvq", "vkq", "interleaved", parameter="qkv.order", enters="attn.hook_q")
+    layout: str = choice(
+        "qkv",
+        "kqv",
+        "vqk",
+        "qvk",
+        "kvq",
+        "vkq",
+        "interleaved",
+        parameter="qkv.order",
+        enters="attn.hook_q",
+    )
 
     def __call__(self, x: Float[Tensor, "b p f"]) -> Float[Tensor, "b p h e"]:
         if self.layout == "interleaved":
@@ -65,12 +81,17 @@ class Unembed(Op):
 
     softcap: float | None = number(None, parameter="unembed.softcap", off=True, power=-2.0)
     factor: float = number(1.0, parameter="unembed.scale")
-    dtype: torch.dtype | None = precision(None, torch.bfloat16, torch.float32, parameter="unembed.dtype")
+    dtype: torch.dtype | None = precision(
+        None, torch.bfloat16, torch.float32, parameter="unembed.dtype"
+    )
     product: str = order("linear", "matmul", "split", "float64")
     scaling: str = order("divide", "multiply")
 
     def __call__(
-        self, x: Float[Tensor, "b p d"], W: Float[Tensor, "v d"], b: Float[Tensor, " v"] | None = None
+        self,
+        x: Float[Tensor, "b p d"],
+        W: Float[Tensor, "v d"],
+        b: Float[Tensor, " v"] | None = None,
     ) -> Float[Tensor, "b p v"]:
         bias = None if b is None else cast(b, self.dtype)
         y = multiply(cast(x, self.dtype), cast(W, self.dtype), bias, self.product, 0, False)
@@ -90,7 +111,9 @@ def soft_cap(x: Tensor, cap: float | None, scaling: str = "divide") -> Tensor:
     return torch.tanh(x / cap if scaling == "divide" else x * (1.0 / cap)) * cap
 
 
-def multiply(x: Tensor, W: Tensor, b: Tensor | None, how: str, heads: int, from_heads: bool) -> Tensor:
+def multiply(
+    x: Tensor, W: Tensor, b: Tensor | None, how: str, heads: int, from_heads: bool
+) -> Tensor:
     """x Wᵀ + b in one of several evaluation orders."""
     if how == "linear":
         return F.linear(x, W, b)
@@ -110,7 +133,7 @@ def _matmul(x: Tensor, W: Tensor, heads: int, from_heads: bool) -> Tensor:
 
 
 def _einsum(x: Tensor, W: Tensor, heads: int, from_heads: bool) -> Tensor:
-    """The weight held head by head, as TransformerLens holds it: [h, d, e] on the way in, [h, e, d] out."""
+    """The weight head by head, as TransformerLens holds it: [h, d, e] going in, [h, e, d] out."""
     if not heads:
         return torch.einsum("bpi,oi->bpo", x, W)
     if from_heads:

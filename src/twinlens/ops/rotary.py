@@ -20,25 +20,32 @@ _P = "rotary.scaling"
 class RotaryTable(Op):
     """cos or sin of position · base^(-2i/width), times the attention factor, the two halves alike.
 
-    `scaling="linear"` divides the frequencies by `factor` (Chen et al. 2023); `"llama3"` divides long
-    wavelengths only, blending between original_max_position / low_freq_factor and / high_freq_factor
-    (Llama 3.1's released code). The tables are stored in `out`, the model's dtype. Angles are computed in
-    `angle_dtype`, frequencies in `dtype`.
+    `scaling="linear"` divides the frequencies by `factor` (Chen et al. 2023); `"llama3"` divides
+    long wavelengths only, blending between original_max_position / low_freq_factor and /
+    high_freq_factor (Llama 3.1's released code). Frequencies and angles are computed in `dtype`;
+    angles pass through `angle_dtype` and the table through `table_dtype`; it is stored in `out`,
+    the model's dtype.
     """
 
     wave: str = size("cos")
     width: int = size(0)
     out: torch.dtype = size(torch.float32)
-    base: float = number(10000.0, parameter="rotary.base")
-    scaling: str | None = choice(None, "linear", "llama3", parameter=_P)
-    factor: float = number(1.0, parameter=_P)
-    low_freq_factor: float = number(1.0, parameter=_P)
-    high_freq_factor: float = number(4.0, parameter=_P)
-    original_max_position: float = number(8192.0, parameter=_P)
-    attention_factor: float = number(1.0, parameter="rotary.attention_factor")
-    dtype: torch.dtype | None = precision(torch.float32, torch.bfloat16, torch.float64, parameter="rotary.dtype")
-    angle_dtype: torch.dtype | None = precision(None, torch.bfloat16, parameter="rotary.dtype")
-    table_dtype: torch.dtype | None = precision(None, torch.bfloat16, parameter="rotary.dtype")
+    base: float = number(10000.0, parameter="rotary.base", tied=True, power=0.0)
+    scaling: str | None = choice(None, "linear", "llama3", parameter=_P, tied=True)
+    factor: float = number(1.0, parameter=_P, tied=True)
+    low_freq_factor: float = number(1.0, parameter=_P, tied=True)
+    high_freq_factor: float = number(4.0, parameter=_P, tied=True)
+    original_max_position: float = number(8192.0, parameter=_P, tied=True)
+    attention_factor: float = number(1.0, parameter="rotary.attention_factor", tied=True)
+    dtype: torch.dtype | None = precision(
+        torch.float32, torch.bfloat16, torch.float64, parameter="rotary.dtype"
+    )
+    angle_dtype: torch.dtype | None = precision(
+        None, torch.bfloat16, parameter="rotary.dtype", tied=True
+    )
+    table_dtype: torch.dtype | None = precision(
+        None, torch.bfloat16, parameter="rotary.dtype", tied=True
+    )
     product: str = order("outer", "matmul", "divide")
 
     def __call__(self, positions: Int[Tensor, "b p"]) -> Float[Tensor, "b p r"]:
@@ -53,7 +60,11 @@ class RotaryTable(Op):
         angles = torch.cat((angles, angles), dim=-1)
         table = (angles.cos() if self.wave == "cos" else angles.sin()) * self.attention_factor
         table = cast(table, self.table_dtype)
-        return table if self.dtype == torch.float64 and self.table_dtype == torch.float64 else table.to(self.out)
+        return (
+            table
+            if self.dtype == torch.float64 and self.table_dtype == torch.float64
+            else table.to(self.out)
+        )
 
     def frequencies(self, device: torch.device | None = None) -> Float[Tensor, " r/2"]:
         """Radians per position, [width / 2]."""
@@ -61,7 +72,7 @@ class RotaryTable(Op):
         return self._scaled(plain)
 
     def _periods(self, device: torch.device | None) -> Tensor:
-        """The reciprocal of the frequencies, as TransformerLens raises it: base ** (i / (width / 2))."""
+        """The reciprocal of the frequencies, as in TransformerLens: base ** (i / (width / 2))."""
         if self.scaling is not None:
             return 1.0 / self.frequencies(device)
         return self.base ** ((self._even(device) / 2) / (self.width / 2))
@@ -90,7 +101,10 @@ class RotaryTable(Op):
         return torch.where(between, blended, scaled)
 
     def magnitude(self, positions: Tensor) -> Tensor:
-        angles = positions[..., None].double() * self.exact().frequencies(positions.device).double().abs()
+        angles = (
+            positions[..., None].double()
+            * self.exact().frequencies(positions.device).double().abs()
+        )
         return (1.0 + torch.cat((angles, angles), dim=-1)) * abs(float(self.attention_factor))
 
 
@@ -104,8 +118,8 @@ class Rotate(Op):
     removable: ClassVar[str | None] = "rotary.layers"
     by_row: ClassVar[tuple[bool, ...]] = (True, True, True)
 
-    width: int = integer(parameter="rotary.dim")
-    layout: str = choice("half", "interleaved", parameter="rotary.layout")
+    width: int = integer(parameter="rotary.dim", tied=True)
+    layout: str = choice("half", "interleaved", parameter="rotary.layout", tied=True)
 
     def __call__(
         self, x: Float[Tensor, "b p h e"], cos: Float[Tensor, "b p r"], sin: Float[Tensor, "b p r"]
@@ -118,7 +132,11 @@ class Rotate(Op):
     def _spread(self, table: Tensor, width: int) -> Tensor:
         """The table, half as wide or as wide as the rotation, laid out as the pairs are."""
         half = table[..., : width // 2]
-        return half.repeat_interleave(2, dim=-1) if self.layout == "interleaved" else torch.cat((half, half), dim=-1)
+        return (
+            half.repeat_interleave(2, dim=-1)
+            if self.layout == "interleaved"
+            else torch.cat((half, half), dim=-1)
+        )
 
     def _rotated(self, x: Tensor) -> Tensor:
         if self.layout == "interleaved":
