@@ -1,0 +1,11 @@
+"""A call of any torch module as a graph, and where in it the sites of a model are.
+
+Runs inside the environments of other implementations too: nothing but torch and the declaration.
+"""
+
+from twinlens.capture.align import align
+from twinlens.capture.graph import Graph, trace
+from twinlens.capture.placement import Anchor, Place, Placement
+from twinlens.capture.recorder import capture, placed, record
+
+__all__ = ["Anchor", "Graph", "Place", "Placement", "align", "capture", "placed", "record", "trace"]

@@ -1,0 +1,252 @@
+"""Placing sites: by the weights that a call uses, and by replaying each step on the call's own tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import prod
+
+import torch
+from torch import Tensor
+
+from twinlens import sites as names
+from twinlens.capture.anchors import Anchors, Held, Numbering, OwnWeights, role
+from twinlens.capture.graph import Graph
+from twinlens.capture.layout import Layout, Wanted, distance, layouts, tolerance
+from twinlens.capture.lookahead import Lookahead
+from twinlens.capture.placement import Anchor, Place, Placement, sizes_of
+from twinlens.capture.search import Match, Search
+from twinlens.capture.uses import MOVES, added, root
+from twinlens.errors import CaptureError
+from twinlens.spec import Spec, Step, Weights, evaluate
+
+FARTHEST = 14
+"""Steps that are merged at most to look through hidden sites: a whole attention has eleven."""
+
+
+def align(graph: Graph, spec: Spec, weights: Weights) -> Placement:
+    """Where each site of `spec` is in a call's graph; `weights` are the checkpoint's."""
+    with torch.no_grad():
+        return Aligner(graph, spec, weights).run()
+
+
+class Aligner:
+    """One alignment: what is placed so far, and its values."""
+
+    def __init__(self, graph: Graph, spec: Spec, weights: Weights) -> None:
+        self.graph, self.spec = graph, spec
+        self.sizes = sizes_of(spec.shape, graph.tokens)
+        self.search = Search(graph, self.sizes)
+        self.anchors: Anchors = Numbering(graph, spec, weights).anchors()
+        self.own = OwnWeights(graph, spec, weights, self.anchors)
+        self.places: dict[str, Place] = {}
+        self.values: dict[str, Tensor] = inputs_of(graph)
+        self.operands: dict[str, Place] = {}
+        """Sites that a placed product reads: known even where nothing replays to them."""
+
+    def run(self) -> Placement:
+        """Products first, then every site in order, then what only later steps can tell."""
+        self._logits()
+        for step in self.spec.steps:
+            held = self.anchors.of(step)
+            if held and role(step) != "lookup":
+                self._product(step, held)
+        ahead = Lookahead(self)
+        for step in self.spec.steps:
+            if step.writes not in self.places:
+                self._walk(step, ahead)
+        return Placement(self.graph, self._ordered(), self._anchors(), self._unseen())
+
+    def put(self, site: str, node: int, layout: Layout, evidence: str) -> None:
+        """Place a site."""
+        self.places[site] = Place(node, layout, evidence)
+        self.values[site] = layout.ours(self.graph[node], self.sizes)
+
+    def _logits(self) -> None:
+        value, tokens = self.graph[self.graph.logits], self.graph.tokens
+        if value.ndim != 3 or tuple(value.shape[:2]) != tuple(tokens.shape):
+            raise CaptureError(
+                f"the logits have shape {list(value.shape)} where [{tokens.shape[0]}, {tokens.shape[1]}, vocabulary] "
+                "was expected for these tokens; return logits of every position."
+            )
+        layout = Layout(names.axes("logits"), (("b",), ("p",), ("v",)))
+        self.put("logits", self.graph.logits, layout, "weight" if self.anchors.of(self.spec.at["logits"]) else "replay")
+
+    # --- products -------------------------------------------------------------------------------
+
+    def _product(self, step: Step, held: list[Held]) -> None:
+        """A product's operand is the site that its step reads; what it gives is the site that it writes."""
+        read, first = step.reads[0], held[0].use
+        operand = self._operand(read, first.x, first.over)
+        if operand is not None and read not in self.operands:
+            self.operands[read] = operand
+        if step.writes in self.places or operand is None:
+            return
+        x = operand.layout.ours(self.graph[operand.node], self.sizes)
+        if first.kind == "norm":  # a kernel of its own: the normalised tensor is inside
+            del self.operands[read]
+            self._norm_kernel(step, first.out)
+            return
+        match = self._given(step, {read: x}, [h.use.out for h in held])
+        if match is not None:
+            self.put(step.writes, match.node, match.layout, "weight+replay")
+
+    def _given(self, step: Step, reads: Mapping[str, Tensor], outs: list[int]) -> Match | None:
+        """Where the step's result is, with its bias or, if the code adds another or none, without."""
+        of = outs if len(outs) == 1 else []
+        values = self.values | dict(reads)
+        wanted = self.search.wanted(step.writes, step(values, self.own))
+        match = self.search.find(wanted, of)
+        if match is not None or all(name != "b" for name, _ in step.weights):
+            return match
+        bare = Step(step.writes, step.op, step.reads, tuple(w for w in step.weights if w[0] != "b"))
+        match = self.search.find(self.search.wanted(step.writes, bare(values, self.own)), of)
+        if match is None:
+            return None
+        later = added(self.graph, match.node, self.graph[match.node].shape[-1])
+        if later is not None and self.graph[later[0]].shape == self.graph[match.node].shape:
+            return Match(later[0], match.layout, match.distance)
+        return match
+
+    def _operand(self, site: str, node: int, over: tuple[int, ...]) -> Place | None:
+        """The operand as a site: its summed axes are the site's last ones, the rest batch and position."""
+        axes, shape = names.axes(site), tuple(self.graph[node].shape)
+        if over:
+            inner = prod(shape[a] for a in over)
+        else:
+            inner = shape[-1]
+        sizes = [self.sizes.get(a, inner) for a in axes]
+        for layout in layouts(axes, tuple(sizes), shape):
+            summed = {axis for a in (over or (len(shape) - 1,)) for axis in layout.groups[a]}
+            if summed.isdisjoint({"b", "p"}):
+                return Place(node, layout, "weight")
+        return None
+
+    def _norm_kernel(self, step: Step, out: int) -> None:
+        place = self._operand(step.writes, out, ())
+        if place is not None:
+            self.put(step.writes, place.node, place.layout, place.evidence)
+
+    # --- the walk -------------------------------------------------------------------------------
+
+    def _walk(self, step: Step, ahead: Lookahead) -> None:
+        site = step.writes
+        if is_copy(step):
+            source = self.places.get(step.reads[0])
+            if source is not None:
+                self.put(site, source.node, source.layout, source.evidence)
+            return
+        value = self.expected(site, self.values)
+        operand = self.operands.get(site)
+        if operand is not None:
+            self._known(site, operand, value)
+        elif value is not None and (match := self.match(site, value, self.values)) is not None:
+            if self._masks(site, match, value) or ahead.agrees(site, match):
+                anchored = "weight+replay" if self.anchors.of(step) else "replay"
+                self.put(site, match.node, match.layout, anchored)
+        if site not in self.places:
+            ahead.place(step, value)
+
+    def _known(self, site: str, operand: Place, value: Tensor | None) -> None:
+        theirs = operand.layout.ours(self.graph[operand.node], self.sizes)
+        wanted = None if value is None else self.search.wanted(site, value)
+        same = wanted is not None and theirs.shape == wanted.value.shape and near(theirs, wanted)
+        self.put(site, operand.node, operand.layout, "weight+replay" if same else "weight")
+
+    def _masks(self, site: str, match: Match, value: Tensor) -> bool:
+        """Whether a match on allowed scores is also masked where the replay is."""
+        if not site.endswith("scores"):
+            return True
+        hidden = value <= max(-1e30, torch.finfo(value.dtype).min / 2)
+        theirs = match.layout.ours(self.graph[match.node], self.sizes)[hidden]
+        return bool((theirs < theirs.new_tensor(-1e4)).all())
+
+    def expected(self, site: str, given: Mapping[str, Tensor]) -> Tensor | None:
+        """The site replayed on what is placed, through hidden sites where need be."""
+        steps = self.spec.between(site, given)
+        if len(steps) > FARTHEST:
+            return None
+        try:
+            return evaluate(steps, given, self.own, keep=[site])[site]
+        except (RuntimeError, ValueError):  # a placed tensor of a width that the step cannot take
+            return None
+
+    def match(self, site: str, value: Tensor, given: Mapping[str, Tensor]) -> Match | None:
+        """A captured tensor of this value below the tensors that the replay read."""
+        latest = names.axes(site)[-1] == "s" and site.endswith("scores")
+        return self.search.find(self.search.wanted(site, value), self.below(site, given), latest=latest)
+
+    def below(self, site: str, given: Mapping[str, Tensor]) -> tuple[int, ...]:
+        """Nodes from which a site must descend: those of the sites that it is computed from."""
+        read = {r for step in self.spec.between(site, given) for r in step.reads if r in self.places}
+        return tuple(self.places[r].node for r in read)
+
+    # --- the result -----------------------------------------------------------------------------
+
+    def _ordered(self) -> dict[str, Place]:
+        return {site: self.places[site] for site in self.spec.sites if site in self.places}
+
+    def _anchors(self) -> dict[str, Anchor]:
+        found: dict[str, Anchor] = {}
+        for step in self.spec.steps:
+            for _, weight in step.weights:
+                if weight.name in self.own.found and weight.name not in found:
+                    found[weight.name] = self._anchor(weight.name, self.anchors.of(step))
+        return found
+
+    def _anchor(self, name: str, held: Iterable[Held]) -> Anchor:
+        tensor = self.own.found[name]
+        leaves = [root(self.graph, c) for h in held for c in (h.use.constant, h.use.bias) if c is not None]
+        made_of = tuple(dict.fromkeys(leaf.owner for leaf in leaves if leaf.owner is not None))
+        same = [
+            leaf.owner for leaf in leaves
+            if leaf.owner is not None and leaf.value is not None and leaf.value.data_ptr() == tensor.data_ptr()
+            and leaf.value.shape == tensor.shape
+        ]  # fmt: skip
+        return Anchor(name, tensor, same[0] if same else None, made_of)
+
+    def _unseen(self) -> dict[str, str]:
+        return {s.writes: self._reason(s) for s in self.spec.steps if s.writes not in self.places}
+
+    def _reason(self, step: Step) -> str:
+        """A site is hidden where what comes after it was made from what comes before in one kernel."""
+        kernels = {"scaled_dot_product_attention", "layer_norm", "rms_norm", "native_layer_norm"}
+        after = self._next_places(step.writes)
+        before = self.below(step.writes, self.values)
+        for node in after:
+            at = self.graph.nodes[node]
+            while at.function in MOVES and at.inputs:
+                at = self.graph.nodes[at.inputs[0]]
+            if at.function in kernels and self.search.descends(at.index, before):
+                return "hidden"
+        readers = self.spec.readers.get(step.writes, ())
+        cut = len(readers) > 1 and all(s.writes in self.places for s in readers) and bool(self.anchors.of(step))
+        return "hidden" if cut else "missing"
+
+    def _next_places(self, site: str) -> list[int]:
+        found: list[int] = []
+        pending = [s.writes for s in self.spec.readers.get(site, ())]
+        while pending:
+            at = pending.pop()
+            if at in self.places:
+                found.append(self.places[at].node)
+            elif len(found) < 8:
+                pending.extend(s.writes for s in self.spec.readers.get(at, ()))
+        return found
+
+
+def inputs_of(graph: Graph) -> dict[str, Tensor]:
+    """What the model was given, under the names of `sites.INPUTS`."""
+    tokens = graph.tokens
+    slots = torch.arange(tokens.shape[1], device=tokens.device)
+    mask = torch.ones_like(tokens) if graph.mask is None else graph.mask.long()
+    return {"tokens": tokens, "positions": slots.expand_as(tokens), "mask": mask, "slots": slots}
+
+
+def is_copy(step: Step) -> bool:
+    """A step that only gives another name."""
+    return len(step.reads) == 1 and not step.weights and type(step.op).__name__ == "Add"
+
+
+def near(theirs: Tensor, wanted: Wanted) -> bool:
+    """Whether a tensor is a value, up to honest rounding."""
+    return distance(theirs, wanted) <= tolerance(theirs, wanted.value)

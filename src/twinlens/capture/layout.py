@@ -1,0 +1,164 @@
+"""Layouts: how a tensor of somebody's code holds a site, as data, found by comparing values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import permutations
+from math import prod
+
+import torch
+from torch import Tensor
+
+REPEAT = "g"
+"""The axis of copies, where each key/value head is repeated for the query heads that it serves."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """For each axis of their tensor, which of our axes it holds, merged in order; none where its size is 1.
+
+    `site` are our axes. An axis that no group holds is one over which their tensor does not vary.
+
+    >>> layout = Layout(("b", "p", "h", "e"), (("b",), ("h",), ("p",), ("e",)))
+    >>> layout.ours(torch.zeros(2, 4, 13, 8), {"b": 2, "p": 13, "h": 4}).shape
+    torch.Size([2, 13, 4, 8])
+    """
+
+    site: tuple[str, ...]
+    groups: tuple[tuple[str, ...], ...]
+
+    def ours(self, theirs: Tensor, sizes: Mapping[str, int]) -> Tensor:
+        """Their tensor as the site has it; a view where that is possible."""
+        held = [axis for group in self.groups for axis in group]
+        shape: list[int] = []
+        for group, size in zip(self.groups, theirs.shape, strict=True):
+            shape.extend(_split(group, size, sizes))
+        x = theirs.reshape(shape)
+        if REPEAT in held:
+            x = x.select(held.index(REPEAT), 0)
+            held.remove(REPEAT)
+        x = x.permute([held.index(axis) for axis in self.site if axis in held])
+        for at, axis in enumerate(self.site):
+            if axis not in held:
+                x = x.unsqueeze(at)
+        return x.expand([sizes[a] if a not in held else s for a, s in zip(self.site, x.shape, strict=True)])
+
+    def theirs(self, ours: Tensor, like: Tensor) -> Tensor:
+        """Our tensor as theirs has it, in the shape and dtype of `like`."""
+        held = [axis for group in self.groups for axis in group]
+        for at, axis in reversed(list(enumerate(self.site))):
+            if axis not in held:
+                ours = ours.select(at, 0)
+        left = [axis for axis in self.site if axis in held]
+        if REPEAT in held:
+            copies = like.numel() // ours.numel()
+            ours, left = ours.unsqueeze(0).expand(copies, *ours.shape), [REPEAT, *left]
+        return ours.permute([left.index(axis) for axis in held]).reshape(like.shape).to(like.dtype)
+
+
+def _split(group: tuple[str, ...], size: int, sizes: Mapping[str, int]) -> list[int]:
+    """Sizes of merged axes: those that are known, and for one that is not what is left."""
+    unknown = [axis for axis in group if axis not in sizes]
+    if not group:
+        return []
+    if len(unknown) > 1:
+        return [sizes.get(a, -1) for a in group]
+    rest = size // prod(sizes[a] for a in group if a in sizes)
+    return [sizes.get(axis, rest) for axis in group]
+
+
+@lru_cache(maxsize=4096)
+def layouts(axes: tuple[str, ...], sizes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[Layout, ...]:
+    """Every way in which a tensor of `shape` can hold these axes; the plain order first."""
+    wide = [i for i, size in enumerate(sizes) if size > 1]
+    found: dict[Layout, None] = {}
+    for copies in _copies(axes, sizes, shape):
+        names = [axes[i] for i in wide] + ([REPEAT] if copies > 1 else [])
+        known = {axes[i]: sizes[i] for i in wide} | {REPEAT: copies}
+        for order in permutations(names):
+            groups = _grouped(order, known, shape)
+            if groups is not None:
+                found[Layout(axes, groups)] = None
+    return tuple(found)
+
+
+def _copies(axes: Sequence[str], sizes: Sequence[int], shape: Sequence[int]) -> Iterator[int]:
+    total, theirs = prod(sizes), prod(shape)
+    if total == theirs:
+        yield 1
+    elif "k" in axes and total and theirs % total == 0:
+        yield theirs // total
+
+
+def _grouped(order: Sequence[str], sizes: Mapping[str, int], shape: Sequence[int]) -> tuple[tuple[str, ...], ...] | None:
+    groups: list[tuple[str, ...]] = []
+    left = list(order)
+    for size in shape:
+        group: list[str] = []
+        covered = 1
+        while covered < size:
+            if not left:
+                return None
+            covered *= sizes[left[0]]
+            group.append(left.pop(0))
+        if covered != size:
+            return None
+        groups.append(tuple(group))
+    return None if left else tuple(groups)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A value that is looked for: a site's tensor, its axes, and the entries that count (None: all)."""
+
+    value: Tensor
+    axes: tuple[str, ...]
+    counts: Tensor | None = None
+
+
+def variants(wanted: Wanted) -> Iterator[Wanted]:
+    """The value as it may be held: as it is; tables in half width or with each pair beside the other; without the
+    batch, where all rows are alike."""
+    alike = wanted.counts is None and wanted.axes[0] == "b" and bool((wanted.value == wanted.value[:1]).all())
+    for form in (wanted, *(_tables(wanted) if "r" in wanted.axes else ())):
+        yield form
+        if alike and len(form.value) > 1:
+            yield Wanted(form.value[:1], form.axes)
+
+
+def _tables(wanted: Wanted) -> Iterator[Wanted]:
+    half = wanted.value.shape[-1] // 2
+    if torch.equal(wanted.value[..., :half], wanted.value[..., half:]):
+        yield Wanted(wanted.value[..., :half], wanted.axes, _cut(wanted.counts, half))
+        paired = wanted.value[..., :half].repeat_interleave(2, dim=-1)
+        yield Wanted(paired, wanted.axes, wanted.counts)
+
+
+def _cut(counts: Tensor | None, half: int) -> Tensor | None:
+    return None if counts is None else counts[..., :half]
+
+
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+"""How far, relative to its size, an honest value may be from its replay. It only says which tensor is meant:
+whether that tensor is right is judged later, by rounding's own scale."""
+
+
+def tolerance(*tensors: Tensor) -> float:
+    """That of the coarsest dtype."""
+    return max(TOLERANCE.get(t.dtype, 0.0) for t in tensors)
+
+
+def distance(theirs: Tensor, wanted: Wanted) -> float:
+    """Norm of the difference over norm of the wanted value, over the entries that count; 0 only for equal values."""
+    if theirs.dtype == wanted.value.dtype and wanted.counts is None and torch.equal(theirs, wanted.value):
+        return 0.0
+    x, y = theirs.float(), wanted.value.float()
+    if wanted.counts is not None:
+        x, y = x[wanted.counts], y[wanted.counts]
+    off = (x - y).norm()
+    size = y.norm()
+    if not bool(torch.isfinite(off)):
+        return float("inf")
+    return float(off / size) if float(size) > 0 else float(off)

@@ -1,0 +1,124 @@
+"""Finding a captured tensor by its value, in whatever layout it is held."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from twinlens import sites as names
+from twinlens.capture.graph import Graph
+from twinlens.capture.layout import Layout, Wanted, distance, layouts, tolerance, variants
+
+LOWEST = -1e30
+"""Below this, a score is a mask's: -inf and finfo.min are the same (finfo.min of float16 is never masked deeper)."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A node that holds a value, how it is laid out, how far it is from what was wanted."""
+
+    node: int
+    layout: Layout
+    distance: float
+
+
+class Search:
+    """The captured tensors of one call, found by size and norm first."""
+
+    def __init__(self, graph: Graph, sizes: Mapping[str, int]) -> None:
+        self.graph, self.sizes = graph, sizes
+        self.above = _ancestors(graph)
+        self._norms: dict[int, float] = {}
+        self._by_size: dict[int, list[int]] = {}
+        for node in graph.nodes:
+            value = node.value
+            if node.index in graph.live and value is not None and value.is_floating_point() and not value.is_complex():
+                self._by_size.setdefault(value.numel(), []).append(node.index)
+
+    def descends(self, node: int, of: Iterable[int]) -> bool:
+        """Whether a node is, or descends from, each of these."""
+        return all(self.above[node] >> i & 1 for i in of)
+
+    def nodes(self, count: int, of: Iterable[int], before: Iterable[int] = ()) -> Iterator[int]:
+        """Nodes of `count` entries that descend from `of`, and from which each of `before` descends."""
+        of, before = tuple(of), tuple(before)
+        for node in self._by_size.get(count, ()):
+            if self.descends(node, of) and all(self.above[b] >> node & 1 for b in before):
+                yield node
+
+    def wanted(self, site: str, value: Tensor) -> Wanted:
+        """A site's value with the entries that count: real rows, and of scores those that are not masked."""
+        axes, counts = names.axes(site), None
+        if axes[-1] == "s" and names.split(site)[1].endswith("scores"):
+            counts = value > max(LOWEST, torch.finfo(value.dtype).min / 2)
+        mask = self.graph.mask
+        if axes[0] == "b" and bool((value == value[:1]).all()):
+            mask = None  # a table of positions: padding changes nothing in it
+        if mask is not None and not bool(mask.all()) and "p" in axes and value.shape[0] == mask.shape[0]:
+            rows = mask.bool().reshape([mask.shape["bp".index(a)] if a in "bp" else 1 for a in axes])
+            counts = rows.expand(value.shape) if counts is None else counts & rows
+        return Wanted(value, axes, counts)
+
+    def find(self, wanted: Wanted, of: Iterable[int], *, latest: bool = False) -> Match | None:
+        """The node nearest to a value, if it is near enough; the earliest of equals, or the latest."""
+        best: Match | None = None
+        for match in self.matches(wanted, tuple(of)):
+            closer = best is None or match.distance < best.distance
+            if closer or (latest and best is not None and match.distance == best.distance):
+                best = match
+            if best is not None and best.distance == 0.0 and not latest:
+                break
+        return best
+
+    def matches(self, wanted: Wanted, of: tuple[int, ...]) -> Iterator[Match]:
+        """Every node that is near enough."""
+        for form in variants(wanted):
+            size = math.sqrt(float(form.value.float().square().sum())) if form.counts is None else None
+            for node in self._sized(form, of):
+                match = self._compare(node, form, size)
+                if match is not None:
+                    yield match
+
+    def _sized(self, form: Wanted, of: tuple[int, ...]) -> Iterator[int]:
+        count = form.value.numel()
+        yield from self.nodes(count, of)
+        if "k" in form.axes:
+            for copies in range(2, 1 + self.sizes["h"] // self.sizes["k"]):
+                yield from self.nodes(count * copies, of)
+
+    def _compare(self, node: int, form: Wanted, size: float | None) -> Match | None:
+        theirs = self.graph[node]
+        close = tolerance(theirs, form.value)
+        copies = theirs.numel() // form.value.numel()
+        if size is not None and abs(self.norm(node) / math.sqrt(copies) - size) > close * size + 1e-30:
+            return None
+        sizes = dict(zip(form.axes, form.value.shape, strict=True))
+        best: Match | None = None
+        for layout in layouts(form.axes, tuple(form.value.shape), tuple(theirs.shape)):
+            off = distance(layout.ours(theirs, sizes), form)
+            if off <= close and (best is None or off < best.distance):
+                best = Match(node, layout, off)
+            if off == 0.0:
+                break
+        return best
+
+    def norm(self, node: int) -> float:
+        """Root of the sum of squares."""
+        if node not in self._norms:
+            self._norms[node] = math.sqrt(float(self.graph[node].float().square().sum()))
+        return self._norms[node]
+
+
+def _ancestors(graph: Graph) -> list[int]:
+    """For each node the set of nodes it descends from, as bits."""
+    found: list[int] = []
+    for node in graph.nodes:
+        bits = 1 << node.index
+        for i in node.inputs:
+            bits |= found[i]
+        found.append(bits)
+    return found
