@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         InputError,
         RecordingError,
         SourceError,
+        SpecError,
         TwinlensError,
         UnknownArchitecture,
     )
@@ -55,6 +56,7 @@ __all__ = [
     "Set",
     "SourceError",
     "Spec",
+    "SpecError",
     "Step",
     "TwinlensError",
     "UnknownArchitecture",
@@ -78,6 +80,7 @@ _HOME: dict[str, tuple[str, ...]] = {
         "InputError",
         "RecordingError",
         "SourceError",
+        "SpecError",
         "TwinlensError",
         "UnknownArchitecture",
     ),

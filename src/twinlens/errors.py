@@ -50,3 +50,7 @@ class EnvironmentFailed(TwinlensError):
 
 class ComparisonError(TwinlensError):
     """Two runs cannot be compared: other tokens, other depth or width, or no site in common."""
+
+
+class SpecError(TwinlensError):
+    """A spec or an edit does not parse, or an edit does not fit the spec that it is applied to."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twinlens.errors import InputError
+from twinlens.errors import InputError, SpecError
 from twinlens.inputs import prepare
 from twinlens.shapes import Float, Int
 from twinlens.sites import INPUTS, split
@@ -69,6 +69,7 @@ class Model:
     """
 
     def __init__(self, spec: Spec, weights: Weights) -> None:
+        _check_order(spec)
         self.spec = spec
         self._source = weights
         self._weights: dict[str, Tensor] = {}
@@ -217,6 +218,19 @@ class Model:
             near = difflib.get_close_matches(name, sites, 3, 0.0)
             raise InputError(f"this model has no site {name!r}; near are {', '.join(near)}.")
         return [name]
+
+
+def _check_order(spec: Spec) -> None:
+    """Raises SpecError where a step reads what no step before it writes."""
+    known = set(INPUTS)
+    for step in spec.steps:
+        unknown = [read for read in step.reads if read not in known]
+        if unknown:
+            raise SpecError(
+                f"{step.writes} reads {unknown[0]}, which no step before it writes; rewire it, or "
+                "insert that step."
+            )
+        known.add(step.writes)
 
 
 def _fire(site: str, tensor: Tensor, hooks: Mapping[str, list[HookFunction]]) -> Tensor:

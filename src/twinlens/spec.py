@@ -7,12 +7,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from twinlens.ops import Op
 from twinlens.sites import INPUTS
+
+if TYPE_CHECKING:
+    from twinlens.edits import Edit
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,25 @@ class Spec:
         """A copy in which the steps that write these sites are others."""
         return dataclasses.replace(self, steps=tuple(changes.get(s.writes, s) for s in self.steps))
 
+    def edit(self, *edits: Editing) -> Spec:
+        """A copy after the edits, in their order. Raises SpecError where one does not fit."""
+        spec = self
+        for edit in edits:
+            spec = edit.apply(spec)
+        return spec
+
+    def diff(self, other: Spec) -> list[Edit]:
+        """The edits that turn this spec into the other; see `twinlens.difference.diff`."""
+        from twinlens.difference import diff  # the one arrow against the stream: a method's home
+
+        return diff(self, other)
+
+    def __str__(self) -> str:
+        """The spec as text, one row a step; `twinlens.text.parse_spec` reads it."""
+        from twinlens.text import format_spec
+
+        return format_spec(self)
+
     def set_fields(self, sites: Iterable[str], name: str, value: object) -> Spec:
         """A copy with one field changed at several sites."""
         return self.replace_steps(
@@ -134,6 +157,14 @@ class Spec:
                 for site in sites
             }
         )
+
+
+class Editing(Protocol):
+    """What `Spec.edit` takes: the edits of `twinlens.edits`."""
+
+    def apply(self, spec: Spec) -> Spec:
+        """The spec after the edit."""
+        ...
 
 
 @dataclass(frozen=True)
