@@ -16,7 +16,8 @@ from twinlens.spec import Spec, Step, Weight
 def diff(a: Spec, b: Spec) -> list[Edit]:
     """The edits that turn `a` into `b`; none where the specs are equal.
 
-    Laws: `apply(a, diff(a, b)) == b`, `diff(a, a) == []`. Equal edits in several layers are one edit of a pattern.
+    Laws: `apply(a, diff(a, b)) == b`, `diff(a, a) == []`. Equal edits in several layers are one
+    edit of a pattern.
 
     Raises:
         ComparisonError: the specs differ in family, dtype or geometry, which no edit changes.

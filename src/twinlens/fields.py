@@ -29,7 +29,8 @@ class Kind:
     smooth at off (0) as cap · tanh(s / cap) = s - s³ / (3 cap²) + …. Power 0 stands for
     the logarithm.
     `enters`: the site within the block where a cause is reported, if not the step's own.
-    `tied`: steps of one layer that have this field have one value of it (cos and sin, queries and keys).
+    `tied`: steps of one layer that have this field have one value of it (cos and sin, queries and
+    keys).
     """
 
     name: Literal["number", "integer", "choice", "dtype", "order", "size"]
@@ -53,7 +54,7 @@ def number(
     power: float = 1.0,
     tied: bool = False,
 ) -> Any:
-    """A real constant of the formula; may be given as a 0-dim tensor, so that it has a derivative."""
+    """A real constant of the formula; as a 0-dim tensor it has a derivative."""
     return _field(Kind("number", parameter, off=off, power=power, tied=tied), default)
 
 

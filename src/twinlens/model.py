@@ -222,7 +222,7 @@ class Model:
 
 def _check_order(spec: Spec) -> None:
     """Raises SpecError where a step reads what no step before it writes."""
-    known = set(INPUTS)
+    known: set[str] = set(INPUTS)
     for step in spec.steps:
         unknown = [read for read in step.reads if read not in known]
         if unknown:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -159,6 +159,7 @@ class Spec:
         )
 
 
+@runtime_checkable
 class Editing(Protocol):
     """What `Spec.edit` takes: the edits of `twinlens.edits`."""
 

@@ -8,28 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from twinlens.errors import CheckpointError
-
-
-class Tensors(Protocol):
-    """Where tensors come from, by their names there."""
-
-    def names(self) -> tuple[str, ...]:
-        """All of them."""
-        ...
-
-    def tensor(self, name: str) -> Tensor:
-        """One of them, without a copy where that is possible."""
-        ...
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Its shape, without reading it."""
-        ...
 
 
 class Live:
@@ -80,6 +64,9 @@ class Folder:
         if file not in self._open:
             self._open[file] = _opened(file)
         return self._open[file]
+
+
+Tensors = Folder | Live
 
 
 def _opened(file: Path) -> Any:

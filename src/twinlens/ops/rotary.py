@@ -66,7 +66,7 @@ class RotaryTable(Op):
             else table.to(self.out)
         )
 
-    def frequencies(self, device: torch.device | None = None) -> Float[Tensor, " r/2"]:
+    def frequencies(self, device: torch.device | None = None) -> Float[Tensor, " half"]:
         """Radians per position, [width / 2]."""
         plain = 1.0 / (self.base ** (self._even(device) / self.width))
         return self._scaled(plain)
