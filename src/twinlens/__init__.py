@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from twinlens.families import declare
     from twinlens.loading import load
     from twinlens.model import Hook, Model
-    from twinlens.parity import Cause, Report, compare
+    from twinlens.comparison import Report, compare
+    from twinlens.parity import Cause
     from twinlens.recording import Recording
     from twinlens.spec import Spec, Step, Weight
 
@@ -87,7 +88,8 @@ _HOME: dict[str, tuple[str, ...]] = {
     "families": ("declare",),
     "loading": ("load",),
     "model": ("Hook", "Model"),
-    "parity": ("Cause", "Report", "compare"),
+    "comparison": ("Report", "compare"),
+    "parity": ("Cause",),
     "recording": ("Recording",),
     "spec": ("Spec", "Step", "Weight"),
 }

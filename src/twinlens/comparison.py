@@ -1,0 +1,147 @@
+"""The whole of the main job in one call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twinlens.errors import InputError
+from twinlens.inputs import prepare
+from twinlens.fields import kinds
+from twinlens.parity.judge import Judge, Progress, silent
+from twinlens.parity.result import Result
+from twinlens.recording import Recording
+from twinlens.spec import Spec
+from twinlens.subjects import Declaration, Recorded, Say, Subject, agreed, say_nothing, subject
+
+Tokens = Tensor | Sequence[Sequence[int]]
+LENGTH, LONGEST = 64, 512
+"""Tokens of a prompt that nobody gave: at least, and at most however long the window."""
+
+
+@dataclasses.dataclass
+class Report(Result):
+    """What `compare` found, with the means to mend it.
+
+    `print(report)` is the table for people, `to_json`, `to_markdown` write files, `fix` mends a live candidate.
+    """
+
+    judge: Judge | None = dataclasses.field(default=None, repr=False)
+    declared: Declaration | None = dataclasses.field(default=None, repr=False)
+    sides: tuple[Subject, Subject] | None = dataclasses.field(default=None, repr=False)
+    tokens: Tensor | None = dataclasses.field(default=None, repr=False)
+    mask: Tensor | None = dataclasses.field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        from twinlens.report import terminal
+
+        return terminal.text(self)
+
+    def to_json(self, path: str | Path) -> None:
+        """Write everything as JSON."""
+        from twinlens.report import as_json
+
+        Path(path).write_text(as_json.text(self))
+
+    def to_markdown(self, path: str | Path) -> None:
+        """Write the tables as Markdown."""
+        from twinlens.report import markdown
+
+        Path(path).write_text(markdown.text(self))
+
+    @property
+    def coverage(self) -> dict[str, dict[str, str]]:
+        """By site and parameter: to what precision this run verified it, or why not."""
+        from twinlens.parity.coverage import coverage
+
+        assert self.judge is not None
+        return coverage(self.judge)
+
+    def fix(self, candidate: object = None, *, order: bool = False, progress: Progress = silent) -> Report:
+        """Apply the inverse edits to the candidate, record it again, compare again.
+
+        `candidate`: the live module that was compared; by default the one that was given to `compare`.
+        `order=True` mends the orders of evaluation too, to the last bit.
+        """
+        from twinlens.repair import fix
+
+        return fix(self, candidate, order=order, progress=progress)
+
+    def patch(self, *, order: bool = False) -> str:
+        """What to change, in the candidate's own words."""
+        from twinlens.repair import patch
+
+        return patch(self, order=order)
+
+
+def compare(
+    reference: object,
+    candidate: object,
+    *,
+    tokens: Tokens | None = None,
+    mask: Tensor | None = None,
+    call: Callable[..., Any] | None = None,
+    progress: Progress = silent,
+    say: Say = say_nothing,
+) -> Report:
+    """Are these two the same model? If not, where does it begin, why, and what is to be changed?
+
+    Args:
+        reference, candidate: a live transformers model (or, as candidate, any torch module of a declared family), a
+            Recording, a native model, a path, or a source such as "hf:PATH".
+        tokens: ids [b p]; by default those of a recording that is given, else random ids, longer than the window.
+        mask: [b p], 1 = a real token.
+        call: how the candidate is called, `(tokens, mask) -> logits`.
+        progress, say: told how far it is.
+
+    Raises:
+        TwinlensError: they cannot be compared; the sentence says what to do.
+    """
+    sides = subject(reference), subject(candidate, call)
+    declared = agreed(*sides)
+    ids, mask = inputs_of(sides, declared.spec, tokens, mask)
+    return run(sides, declared, ids, mask, progress, say)
+
+
+def run(
+    sides: tuple[Subject, Subject], declared: Declaration, tokens: Tensor, mask: Tensor | None,
+    progress: Progress = silent, say: Say = say_nothing, reference: Recording | None = None,
+) -> Report:  # fmt: skip
+    """Record both sides and judge them."""
+    first = reference or sides[0].record(declared, tokens, mask, say)
+    second = sides[1].record(declared, tokens, mask, say)
+    judged = Judge(declared.spec, declared.weights, first, second, progress)
+    found = judged.run()
+    values = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+    return Report(**values, judge=judged, declared=declared, sides=sides, tokens=tokens, mask=mask)
+
+
+def inputs_of(
+    sides: tuple[Subject, Subject], spec: Spec, tokens: Tokens | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The tokens and the mask that both sides run. Raises InputError if they are none."""
+    for side in sides:
+        if tokens is None and isinstance(side, Recorded):
+            call = side.recording.calls[0]
+            return call.tokens, None if bool(call.mask.all()) else call.mask
+    if tokens is None:
+        tokens = random_tokens(spec)
+    try:
+        ids = tokens if isinstance(tokens, Tensor) else torch.tensor(tokens)
+    except (TypeError, ValueError):
+        raise InputError("tokens are rows of different lengths or no numbers; pad them and give a mask") from None
+    ids = ids[None] if ids.ndim == 1 else ids
+    prepare(spec, ids, mask)
+    return ids, mask
+
+
+def random_tokens(spec: Spec) -> Tensor:
+    """Seeded random ids [1 p], longer than any window (up to 512 positions)."""
+    windows = [v for s in spec.steps for n, k, v in kinds(s.op) if k.name == "integer" and k.off and v]
+    length = min(max([LENGTH, *(2 * w for w in windows)]), LONGEST, spec.shape.positions or LONGEST)
+    return torch.randint(spec.shape.vocabulary, (1, length), generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,194 @@
+"""Changes of a step that an implementation may have made: what a hypothesis tries and a cause reports."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from twinlens import sites
+from twinlens.fields import kind_of, kinds
+from twinlens.ops import Add
+from twinlens.spec import Spec, Step, Weight, Weights
+
+
+@dataclass(frozen=True)
+class SetField:
+    """One field has another value, at one step or at those that are tied to it."""
+
+    sites: tuple[str, ...]
+    name: str
+    value: Any
+
+    @property
+    def site(self) -> str:
+        """The first of the sites."""
+        return self.sites[0]
+
+    def apply(self, step: Step) -> Step:
+        """The step with the change made."""
+        return dataclasses.replace(step, op=step.op.replace(**{self.name: self.value}))
+
+    def parameter(self, spec: Spec) -> str:
+        """The vocabulary's word for it."""
+        return kind_of(spec.at[self.site].op, self.name).parameter
+
+
+@dataclass(frozen=True)
+class Leave:
+    """The step is left out: its first read passes unchanged."""
+
+    site: str
+
+    def apply(self, step: Step) -> Step:
+        """The step with the change made."""
+        return Step(step.writes, Add(), step.reads[:1])
+
+    def parameter(self, spec: Spec) -> str:
+        """The vocabulary's word for it."""
+        return spec.at[self.site].op.removable or "block.parallel"
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """Another tensor in the place of a weight, in the checkpoint's layout; None drops it."""
+
+    site: str
+    argument: str
+    tensor: Tensor | None
+    name: str
+    """The checkpoint's name of the weight that it stands for."""
+    pattern: str
+    """What is known of the difference, in words."""
+    other: str = ""
+    """The checkpoint's name of the tensor that it is, where it is another one."""
+
+    @property
+    def key(self) -> str:
+        """The name under which the tensor is handed to the step."""
+        return f"candidate:{self.site}:{self.argument}"
+
+    def apply(self, step: Step) -> Step:
+        """The step with the change made."""
+        old = dict(step.weights)
+        before = old.pop(self.argument, Weight(""))
+        if self.tensor is not None:
+            old[self.argument] = Weight(self.key, before.transposed)
+        return dataclasses.replace(step, weights=tuple(old.items()))
+
+    def parameter(self, spec: Spec) -> str:
+        """The vocabulary's word for it."""
+        return "bias" if self.argument == "b" else "weight"
+
+
+@dataclass(frozen=True, eq=False)
+class Feed:
+    """The step is given another input (positions, mask) than the model was."""
+
+    site: str
+    name: str
+    tensor: Tensor
+    value: Any
+    """What the input is, as an integer offset or in words."""
+
+    def apply(self, step: Step) -> Step:
+        """The step with the change made."""
+        reads = tuple(f"candidate:{self.name}" if r == self.name else r for r in step.reads)
+        return dataclasses.replace(step, reads=reads)
+
+    def parameter(self, spec: Spec) -> str:
+        """The vocabulary's word for it."""
+        return f"{self.name}.offset"
+
+
+Change = SetField | Leave | Use | Feed
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Several changes at once."""
+
+    changes: tuple[Change, ...] = field(default=())
+
+    def __bool__(self) -> bool:
+        return bool(self.changes)
+
+    def __add__(self, other: Variant | Iterable[Change]) -> Variant:
+        """Both; where both change the same thing, the later one holds."""
+        more = other.changes if isinstance(other, Variant) else tuple(other)
+        changed = {slot(c) for c in more}
+        return Variant(tuple(c for c in self.changes if slot(c) not in changed) + more)
+
+    def without(self, change: Change) -> Variant:
+        """All but one."""
+        return Variant(tuple(c for c in self.changes if c is not change))
+
+    def at(self, steps: Iterable[Step]) -> Variant:
+        """Those that concern some steps."""
+        here = {s.writes for s in steps}
+        return Variant(tuple(c for c in self.changes if here.intersection(concerns(c))))
+
+    def steps(self, steps: Iterable[Step]) -> tuple[Step, ...]:
+        """The steps with the changes made."""
+        by_site: dict[str, list[Change]] = {}
+        for change in self.changes:
+            for site in concerns(change):
+                by_site.setdefault(site, []).append(change)
+        made = list(steps)
+        for i, step in enumerate(made):
+            for change in by_site.get(step.writes, ()):
+                step = change.apply(step)
+            made[i] = step
+        return tuple(made)
+
+    def weights(self, weights: Weights) -> Weights:
+        """The weights with those that were put in their place."""
+        own = {c.key: c.tensor for c in self.changes if isinstance(c, Use) and c.tensor is not None}
+        return (lambda name: own[name] if name in own else weights(name)) if own else weights
+
+    def inputs(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors with the inputs that were fed instead."""
+        fed = {f"candidate:{c.name}": c.tensor for c in self.changes if isinstance(c, Feed)}
+        return {**inputs, **fed} if fed else inputs
+
+    def in_layer(self, layer: int) -> Variant:
+        """The field changes of one layer carried to another one, which may well have the same."""
+        return Variant(tuple(_moved(c, layer) for c in self.changes if isinstance(c, SetField | Leave)))
+
+
+def _moved(change: SetField | Leave, layer: int) -> Change:
+    def there(site: str) -> str:
+        return site if sites.split(site)[0] is None else sites.block(layer, sites.split(site)[1])
+
+    if isinstance(change, Leave):
+        return Leave(there(change.site))
+    return SetField(tuple(there(s) for s in change.sites), change.name, change.value)
+
+
+def concerns(change: Change) -> tuple[str, ...]:
+    """The sites whose steps a change changes."""
+    return change.sites if isinstance(change, SetField) else (change.site,)
+
+
+def twins(steps: Iterable[Step], site: str, name: str) -> tuple[str, ...]:
+    """The steps among some that share a field with the step at `site`, in their order."""
+    steps = tuple(steps)
+    at = {s.writes: s for s in steps}
+    if not kind_of(at[site].op, name).tied:
+        return (site,)
+    layer = sites.split(site)[0]
+    return tuple(
+        s.writes
+        for s in steps
+        if sites.split(s.writes)[0] == layer
+        and any(f == name and k.tied for f, k, _ in kinds(s.op))
+    )
+
+
+def slot(change: Change) -> tuple[str, str, str]:
+    """What a change changes: two changes of one slot exclude each other."""
+    name = {SetField: "name", Use: "argument", Feed: "name"}.get(type(change))
+    return (type(change).__name__, change.site, getattr(change, name) if name else "")

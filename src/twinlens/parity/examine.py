@@ -1,0 +1,117 @@
+"""One merged step examined: innocent, an order, rounding, or at fault and why."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from twinlens import sites
+from twinlens.parity import hypotheses, orders
+from twinlens.parity.changes import Use, Variant
+from twinlens.parity.merged import Merged
+from twinlens.parity.result import Examination
+from twinlens.parity.rounding import equal
+from twinlens.parity.search import Found, Search
+from twinlens.spec import Spec
+
+_PARTIAL = 0.3
+"""The least share of an error that a change must explain to be called a partial cause."""
+
+
+class Examiner:
+    """Examines the steps of one run in order and remembers what it found, since layers are alike."""
+
+    def __init__(self, spec: Spec, own: dict[str, Tensor], known: frozenset[str]) -> None:
+        self.spec, self.own, self.known = spec, own, known
+        self.diagnosis_cost = 0.0
+        self.native = torch.empty(0)
+        self._changes: dict[str, list[Variant]] = {}
+        self._orders: dict[str, list[Variant]] = {}
+        self._no_orders: set[str] = set()
+
+    def __call__(self, m: Merged) -> Examination:
+        """The ladder for one step."""
+        self.native = m.native()
+        if equal(m.target, self.native.to(m.value.dtype), m.value, m.sites["mask"]) and self.native.dtype == m.value.dtype:
+            return Examination(m.target, "innocent", exact=True, exact_without_orders=True)
+        before = m.meter.spent
+        try:
+            return self._look(m)
+        finally:
+            self.diagnosis_cost += m.meter.spent - before
+
+    def _look(self, m: Merged) -> Examination:
+        order = self._order(m, Variant(), deep=sites.generic(m.target) not in self._no_orders)
+        if order is not None:
+            return Examination(m.target, "order", orders=order, exact=True)
+        search = Search(m, self.spec, self.own, self.known)
+        ratio = search.base.ratio
+        weights_differ = any(w.name in self.own for s in m.steps for _, w in s.weights)
+        if ratio.is_close and not weights_differ:
+            self._no_orders.add(sites.generic(m.target))
+            return Examination(m.target, "rounding", ratio=ratio)
+        found = search.run(self._proposals(m), thorough=not ratio.is_rounding)
+        if found is None or not found.variant or not (search.is_explained(found.score)):
+            return self._unsolved(m, search, found)
+        return self._solved(m, search, found)
+
+    def _solved(self, m: Merged, search: Search, found: Found) -> Examination:
+        self._remember(self._changes, m, found.variant)
+        bits = orders.matches(m, found.variant)
+        order = None if bits else self._order(m, found.variant)
+        return Examination(
+            m.target,
+            "explained",
+            changes=found.variant,
+            orders=order or Variant(),
+            ratio=search.base.ratio,
+            intervals=dict(found.intervals),
+            evidence={**self._evidence(search, found, bits or order is not None), **{("name", k): v for k, v in found.names.items()}},
+            exact=bits or order is not None,
+            exact_without_orders=bits,
+        )
+
+    def _unsolved(self, m: Merged, search: Search, found: Found | None) -> Examination:
+        if search.base.ratio.is_rounding:
+            return Examination(m.target, "rounding", ratio=search.base.ratio)
+        share = 0.0 if found is None or found.score.support else 1.0 - found.score.rms / search.base.rms
+        nearest = tuple(hypotheses.show(c, self.spec) for c in found.variant.changes) if found else ()
+        if found is None or share < _PARTIAL:
+            return Examination(m.target, "different", ratio=search.base.ratio, share=0.0, nearest=nearest)
+        return Examination(
+            m.target,
+            "different",
+            changes=found.variant,
+            ratio=search.base.ratio,
+            share=share,
+            intervals=dict(found.intervals),
+            evidence={**self._evidence(search, found, False), **{("name", k): v for k, v in found.names.items()}},
+            nearest=nearest,
+        )
+
+    def _evidence(self, search: Search, found: Found, bits: bool) -> dict[str, str]:
+        before, after = search.base, found.score
+        left = "reproduced bit for bit" if bits else f"left at {after.ratio.tight:.2g} times the step's own rounding"
+        masks = f", {before.support} entries masked by one side only" if before.support else ""
+        return {"proof": f"error {before.ratio.tight:.3g} times the step's own rounding{masks}; {left}"}
+
+    def _proposals(self, m: Merged) -> list[Variant]:
+        layer = sites.split(m.target)[0]
+        known = self._changes.get(sites.generic(m.target), [])
+        return [v for k in reversed(known) if layer is not None and (v := k.in_layer(layer))]
+
+    def _order(self, m: Merged, base: Variant, *, deep: bool = True) -> Variant | None:
+        layer = sites.split(m.target)[0]
+        known = self._orders.get(sites.generic(m.target), [])
+        moved = [k if layer is None else k.in_layer(layer) for k in reversed(known)]
+        found = orders.find(m, base, moved, deep=deep)
+        if found is not None:
+            self._remember(self._orders, m, found)
+        return found
+
+    @staticmethod
+    def _remember(memory: dict[str, list[Variant]], m: Merged, variant: Variant) -> None:
+        kept = Variant(tuple(c for c in variant.changes if not isinstance(c, Use)))
+        known = memory.setdefault(sites.generic(m.target), [])
+        if kept and kept not in known:
+            known.append(kept)

@@ -1,0 +1,180 @@
+"""Numbers by derivative: Gauss-Newton in float64 over the fields of a merged step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twinlens.fields import Kind, from_smooth, kinds, to_smooth
+from twinlens.parity.changes import SetField, Variant, twins
+from twinlens.parity.merged import Oracle
+from twinlens.parity.rounding import by_rows, difference
+from twinlens.spec import Step
+
+_ITERATIONS = 12
+_NEAR_OFF = 1e-12
+_SIGMAS = 4.0
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number field of a step and those tied to it, from which a fit starts."""
+
+    sites: tuple[str, ...]
+    name: str
+    kind: Kind
+    value: float | None
+
+    @property
+    def site(self) -> str:
+        """The first of the sites."""
+        return self.sites[0]
+
+    @property
+    def start(self) -> float:
+        """Its smooth coordinate; just beside off where it is off."""
+        return to_smooth(self.kind, self.value) if self.value is not None else _NEAR_OFF
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit found: values with standard errors, and the weighted error that is left."""
+
+    numbers: tuple[Number, ...]
+    values: tuple[float | None, ...]
+    errors: tuple[float, ...]
+    rms: float
+
+    def variant(self) -> Variant:
+        """The fields with their values."""
+        return Variant(
+            tuple(SetField(n.sites, n.name, v) for n, v in zip(self.numbers, self.values, strict=True))
+        )
+
+
+def numbers(steps: Iterable[Step]) -> list[Number]:
+    """Every number field of some steps."""
+    steps = tuple(steps)
+    return [
+        Number(tied, name, kind, value)
+        for step in steps
+        for name, kind, value in kinds(step.op)
+        if kind.name == "number"
+        and (tied := twins(steps, step.writes, name))[0] == step.writes
+    ]
+
+
+class Fit:
+    """A merged step's own value on some rows, against the oracle as a function of its numbers."""
+
+    def __init__(self, oracle: Oracle, base: Variant, weights: Tensor) -> None:
+        self.oracle, self.base, self.weights = oracle, base, weights
+        self.site = oracle.merged.target
+        self.mask = oracle.rows.of("mask", oracle.merged.sites["mask"])
+        self.goal = oracle.rows.of(self.site, oracle.merged.value)
+
+    def residual(self, out: Tensor) -> Tensor:
+        """Weighted difference, flat."""
+        error, _ = difference(self.site, self.goal, out)
+        return (by_rows(self.site, error, self.mask) * self.weights).flatten()
+
+    def function(self, chosen: Sequence[Number]) -> Callable[[Tensor], Tensor]:
+        """The oracle's output as a function of the smooth coordinates."""
+
+        def f(at: Tensor) -> Tensor:
+            changes = [SetField(n.sites, n.name, from_smooth(n.kind, at[i])) for i, n in enumerate(chosen)]
+            return self.oracle(self.base + changes)
+
+        return f
+
+    def columns(self, chosen: Sequence[Number], at: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual and its derivative by every coordinate, [entries] and [entries, numbers]."""
+        f = self.function(chosen)
+        found: list[Tensor] = []
+        out = f(at) if not chosen else None
+        for i in range(len(chosen)):
+            direction = torch.zeros_like(at)
+            direction[i] = 1.0
+            out, slope = torch.func.jvp(f, (at,), (direction,))
+            found.append((by_rows(self.site, _finite(slope)[..., : self.goal.shape[-1]], self.mask) * self.weights).flatten())
+        assert out is not None
+        return self.residual(out), torch.stack(found, dim=1)
+
+    def run(self, chosen: Sequence[Number], start: Sequence[float] | None = None) -> Fitted:
+        """Gauss-Newton with step halving, from the numbers' own values or from `start`."""
+        at = torch.tensor([n.start for n in chosen] if start is None else list(start), dtype=torch.float64)
+        f = self.function(chosen)
+        r, J = self.columns(chosen, at)
+        for _ in range(_ITERATIONS):
+            cost = r.square().sum()
+            step = solve(J, r)
+            size = 1.0
+            while size > 1e-3:
+                to = self._legal(chosen, at + size * step)
+                with torch.no_grad():
+                    better = self.residual(f(to)).square().sum() < cost
+                if bool(better):
+                    break
+                size /= 2
+            else:
+                break
+            moved = ((to - at).abs() / at.abs().clamp_min(1e-300)).max()
+            at = to
+            before = cost
+            r, J = self.columns(chosen, at)
+            if float(moved) < 1e-12 or float((before - r.square().sum()) / before) < 1e-6:
+                break
+        return self._fitted(chosen, at, r, J)
+
+    @staticmethod
+    def _legal(chosen: Sequence[Number], at: Tensor) -> Tensor:
+        low = torch.tensor([_NEAR_OFF if n.kind.power < 0 else -torch.inf for n in chosen], dtype=torch.float64)
+        return torch.maximum(at, low)
+
+    def _fitted(self, chosen: Sequence[Number], at: Tensor, r: Tensor, J: Tensor) -> Fitted:
+        covariance = self._covariance(r, J)
+        errors, values = [], []
+        for n, u, e in zip(chosen, at.tolist(), covariance.diagonal().clamp_min(0).sqrt().tolist(), strict=True):
+            is_off = n.kind.off and u <= max(_SIGMAS * e, 2 * _NEAR_OFF)
+            value = None if is_off else float(from_smooth(n.kind, torch.tensor(u, dtype=torch.float64)))
+            values.append(value)
+            errors.append(0.0 if value is None else abs(_slope(n.kind, u)) * e)
+        return Fitted(tuple(chosen), tuple(values), tuple(errors), float(r.square().mean().sqrt()))
+
+
+    def _covariance(self, r: Tensor, J: Tensor) -> Tensor:
+        """Of the coordinates, robust against errors that a row or a column has in common (one rounded root, say)."""
+        inner = torch.linalg.pinv(J.T @ J)
+        width = self.goal.shape[-1]
+        scores = (J * r[:, None]).reshape(-1, width, J.shape[1])
+        meats = [c.T @ c * len(c) / max(len(c) - 1, 1) for c in (scores.sum(1), scores.sum(0))]
+        plain = inner * r.square().mean()
+        return torch.stack([plain, *(inner @ m @ inner for m in meats)]).amax(0)
+
+
+def _slope(kind: Kind, u: float) -> float:
+    """d value / d coordinate."""
+    h = max(abs(u), 1e-12) * 1e-6
+    up, down = (from_smooth(kind, torch.tensor(u + s, dtype=torch.float64)) for s in (h, -h))
+    return float((up - down) / (2 * h))
+
+
+def solve(J: Tensor, r: Tensor) -> Tensor:
+    """Least squares step with columns brought to one length; a column of zeros moves nothing."""
+    length = J.norm(dim=0).clamp_min(1e-300)
+    A = J / length
+    return (torch.linalg.lstsq(A.T @ A + 1e-14 * torch.eye(A.shape[1], dtype=A.dtype), A.T @ r).solution) / length
+
+
+def _finite(x: Tensor) -> Tensor:
+    return torch.nan_to_num(x, 0.0, 0.0, 0.0)
+
+
+def interval(value: Any, error: float, u: float) -> tuple[float, float]:
+    """Statistical, and two roundings of the constant itself (rule 3)."""
+    half = _SIGMAS * error + 2 * u * abs(value)
+    return value - half, value + half

@@ -1,0 +1,144 @@
+"""One cause over many layers is one line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twinlens import sites
+from twinlens.fields import kind_of
+from twinlens.parity.changes import Change, Feed, Leave, SetField, Use, concerns, slot, twins
+from twinlens.parity.result import Cause, Examination, Order
+from twinlens.spec import Spec
+
+
+def group_causes(spec: Spec, examined: Mapping[str, Examination], visible: Mapping[str, Tensor]) -> list[Cause]:
+    """The changes of all steps as causes, in the order of the spec."""
+    groups: dict[Any, Cause] = {}
+    for target, e in examined.items():
+        for change in e.changes.changes:
+            cause = _cause(spec, change, target, e)
+            key = (sites.generic(cause.site), cause.parameter, _key(change, cause), cause.status)
+            groups[key] = _joined(groups[key], cause) if key in groups else cause
+    return sorted(groups.values(), key=lambda c: _place(spec, c.site))
+
+
+def group_orders(spec: Spec, examined: Mapping[str, Examination]) -> list[Order]:
+    """The order fields that make bits equal, alike in many layers."""
+    groups: dict[Any, Order] = {}
+    for e in examined.values():
+        for change in e.orders.changes:
+            assert isinstance(change, SetField)
+            layer = sites.split(change.site)[0]
+            was = plain(getattr(spec.at[change.site].op, change.name))
+            order = Order(change.site, f"order.{change.name}", was, plain(change.value), [] if layer is None else [layer], (change,))
+            key = (sites.generic(order.site), order.parameter, order.reference, order.candidate)
+            if key in groups:
+                before = groups[key]
+                order = dataclasses.replace(
+                    before, layers=sorted({*before.layers, *order.layers}), changes=(*before.changes, change)
+                )
+            groups[key] = order
+    return sorted(groups.values(), key=lambda o: _place(spec, o.site))
+
+
+def _cause(spec: Spec, change: Change, target: str, e: Examination) -> Cause:
+    layer = sites.split(change.site)[0]
+    reference, candidate = values(spec, change)
+    name = e.evidence.get(("name", slot(change)), "")
+    described = [f"= {name}"] if name else []
+    if isinstance(change, Use):
+        described.append(f"{change.name}: {change.pattern}")
+    if isinstance(change, Feed):
+        described.append(f"{change.name} {change.value}")
+    described.append(e.evidence.get("proof", ""))
+    solved = e.status == "explained"
+    if not solved:
+        described.append(f"explains {e.share:.0%} of the error of {target}")
+    return Cause(
+        site=_enters(spec, change),
+        seen_at=target,
+        parameter=change.parameter(spec),
+        reference=reference,
+        candidate=candidate,
+        interval=e.intervals.get(slot(change)),
+        layers=[] if layer is None else [layer],
+        status="proved" if solved else "partial",
+        evidence="; ".join(d for d in described if d),
+        changes=(change,),
+    )
+
+
+def values(spec: Spec, change: Change) -> tuple[Any, Any]:
+    """What the reference has and what the candidate has, as plain values."""
+    if isinstance(change, SetField):
+        return plain(getattr(spec.at[change.site].op, change.name)), plain(change.value)
+    if isinstance(change, Use):
+        has_it = change.argument in dict(spec.at[change.site].weights)
+        return (change.name if has_it else None), (change.other or change.name if change.tensor is not None else None)
+    if isinstance(change, Leave):
+        return "present", None
+    return 0 if isinstance(change.value, int) else "as given", change.value
+
+
+def plain(value: Any) -> Any:
+    """A field's value as a plain Python one: dtypes by name."""
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return float(value) if isinstance(value, Tensor) else value
+
+
+def _enters(spec: Spec, change: Change) -> str:
+    """The site where the vocabulary says that the parameter enters."""
+    if isinstance(change, Feed):
+        return change.name
+    if isinstance(change, SetField):
+        enters = kind_of(spec.at[change.site].op, change.name).enters
+        layer = sites.split(change.site)[0]
+        if enters is not None and layer is not None:
+            return sites.block(layer, enters)
+        return twins(spec.steps, change.site, change.name)[0]
+    return change.site
+
+
+def _key(change: Change, cause: Cause) -> Any:
+    if isinstance(change, Use):
+        return (_generic_name(change.name), _generic_name(change.pattern))
+    value = cause.candidate
+    return (type(change).__name__, _rounded(cause.reference), _rounded(value))
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _generic_name(name: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def _joined(a: Cause, b: Cause) -> Cause:
+    changes = tuple({slot(c): c for c in (*a.changes, *b.changes)}.values())
+    better = min((a, b), key=lambda c: (c.interval[1] - c.interval[0]) if c.interval else float("inf"))
+    return dataclasses.replace(
+        a,
+        layers=sorted({*a.layers, *b.layers}),
+        interval=better.interval,
+        candidate=better.candidate,
+        changes=changes,
+    )
+
+
+def _place(spec: Spec, site: str) -> int:
+    return spec.sites.index(site) if site in spec.at else -1
+
+
+__all__ = ["group_causes", "group_orders", "plain", "values"]
+
+
+def layers_of(changes: Iterable[Change]) -> list[int]:
+    """The layers that changes concern."""
+    return sorted({layer for c in changes if (layer := sites.split(c.site)[0]) is not None})

@@ -1,0 +1,105 @@
+"""Hypotheses are read off the fields: this module knows kinds, never a field by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from twinlens.fields import Kind, kinds
+from twinlens.parity.changes import Change, Feed, Leave, SetField, twins
+from twinlens.parity.merged import Merged
+from twinlens.parity.rounding import masked
+from twinlens.sites import axes, generic
+from twinlens.spec import Spec, Step
+
+
+def discrete(merged: Merged, spec: Spec, native: torch.Tensor) -> Iterator[Change]:
+    """Every choice, precision, integer and missing part that a merged step could differ in, likeliest first."""
+    hints = support(merged, native)
+    for step in merged.steps:
+        for name, kind, now in kinds(step.op):
+            tied = twins(merged.steps, step.writes, name)
+            if tied[0] != step.writes:
+                continue
+            if kind.name in ("number", "integer") and kind.off and now is not None:
+                yield SetField(tied, name, None)
+            if kind.name == "integer":
+                for value in integers(spec, step, name, kind, now, hints):
+                    yield SetField(tied, name, value)
+    for step in merged.steps:
+        for name, kind, now in kinds(step.op):
+            if kind.name == "choice":
+                yield from _others(merged, step, name, kind, now)
+    for step in merged.steps:
+        if step.op.removable:
+            yield Leave(step.writes)
+        if "positions" in step.reads:
+            yield from positions(step, merged)
+    for step in merged.steps:
+        for name, kind, now in kinds(step.op):
+            if kind.name == "dtype":
+                yield from _others(merged, step, name, kind, now)
+
+
+def _others(merged: Merged, step: Step, name: str, kind: Kind, now: Any) -> Iterator[SetField]:
+    tied = twins(merged.steps, step.writes, name)
+    if tied[0] == step.writes:
+        yield from (SetField(tied, name, v) for v in kind.alternatives if v != now)
+
+
+def positions(step: Step, merged: Merged) -> Iterator[Feed]:
+    """Positions that are shifted, or counted without regard to padding, or with."""
+    given, mask = merged.sites["positions"], merged.sites["mask"]
+    counted = (mask.cumsum(-1) - 1).clamp_min(0)
+    if not torch.equal(counted, given):
+        yield Feed(step.writes, "positions", counted, "counted over real tokens")
+    for offset in (1, -1, 2):
+        yield Feed(step.writes, "positions", (given + offset).clamp_min(0), offset)
+
+
+def integers(spec: Spec, step: Step, name: str, kind: Kind, now: int | None, hints: Iterable[int]) -> list[int]:
+    """Values that an integer may have: those of other layers, its neighbours, and what the support says."""
+    elsewhere = {
+        dict((n, v) for n, _, v in kinds(s.op)).get(name)
+        for s in spec.steps
+        if type(s.op) is type(step.op) and generic(s.writes) == generic(step.writes)
+    }
+    near = [] if now is None else [now - 1, now + 1, now // 2, now * 2, now // 4, now + 2]
+    found = dict.fromkeys([*(v for v in elsewhere if v is not None), *hints, *near])
+    lowest = 1 if kind.off or (now or 0) > 0 else -8
+    return [v for v in found if v != now and v >= lowest]
+
+
+def support(merged: Merged, native: torch.Tensor) -> list[int]:
+    """Rows and columns where a difference begins or ends, as integers that may mean something."""
+    site, value = merged.target, merged.value
+    width = min(value.shape[-1], native.shape[-1])
+    x, y = value[..., :width], native[..., :width]
+    mx, my = masked(site, x), masked(site, y)
+    differs = (x.double() - y.double()).abs() > 1e-3 * y.double().abs().clamp(max=1e30).mean()
+    if mx is not None and my is not None:
+        differs = (differs & ~mx & ~my) | (mx ^ my)
+    found: list[int] = []
+    names = axes(site)
+    if "p" in names:
+        at = differs.movedim(names.index("p"), 0).flatten(1).any(1).nonzero().flatten().tolist()
+        found += [at[0], at[0] + 1, at[0] - 1] if at else []
+    at = differs.flatten(0, -2).any(0).nonzero().flatten().tolist()
+    found += [at[0], at[-1] + 1, 2 * at[0]] if at else []
+    if mx is not None and my is not None:
+        found += band(mx)
+    return [v for v in dict.fromkeys(found) if v > 0]
+
+
+def band(hidden: torch.Tensor) -> list[int]:
+    """The widest run of keys that any query sees: the window, where the mask is visible."""
+    seen = (~hidden).sum(-1)
+    return [int(seen.max())]
+
+
+def show(change: Change, spec: Spec) -> str:
+    """A hypothesis in words."""
+    value: Any = getattr(change, "value", getattr(change, "pattern", "left out"))
+    return f"{change.parameter(spec)} at {change.site}: {value}"

@@ -1,0 +1,207 @@
+"""Two recordings of one declared model: where they part, why, and what is only rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from twinlens.errors import ComparisonError
+from twinlens.parity import orders as order_search
+from twinlens.parity.changes import Use, Variant
+from twinlens.parity.examine import Examiner
+from twinlens.parity.grouping import group_causes, group_orders
+from twinlens.parity.merged import Merged, Meter, merge, work
+from twinlens.parity.result import Examination, Finding, Result, Unexplained, Verdict
+from twinlens.parity.rounding import by_rows, difference, equal
+from twinlens.recording import Recording
+from twinlens.sites import INPUTS
+from twinlens.spec import Spec, Weights
+
+Progress = Callable[[str, int, int], None]
+
+
+def silent(what: str, done: int, of: int) -> None:
+    """No progress shown."""
+
+
+@dataclass
+class Side:
+    """One run: its tensors with its inputs, its own weights where they differ, what is known of them."""
+
+    sites: Mapping[str, Tensor]
+    own: dict[str, Tensor]
+    known: frozenset[str]
+
+    @classmethod
+    def of(cls, recording: Recording, weights: Weights) -> Side:
+        """The first call of a recording."""
+        call = recording.calls[0]
+        length = call.tokens.shape[1]
+        given = {
+            "tokens": call.tokens,
+            "positions": call.positions,
+            "mask": call.mask,
+            "slots": torch.arange(length, device=call.tokens.device),
+        }
+        sites = {name: tensor.detach() for name, tensor in {**call.sites, **given}.items()}
+        own = {name: tensor.detach() for name, tensor in recording.weights.items()}
+        return cls(sites, own, recording.weights_equal)
+
+
+def judge(
+    spec: Spec, weights: Weights, reference: Recording, candidate: Recording, *, progress: Progress = silent
+) -> Result:
+    """Compare two recordings step by step.
+
+    `spec` and `weights` are the reference's declared model. Raises ComparisonError if the recordings cannot be
+    compared: other tokens, no common site.
+    """
+    return Judge(spec, weights, reference, candidate, progress).run()
+
+
+class Judge:
+    """The ladder: bytes, replay, rounding's scale, search."""
+
+    def __init__(
+        self, spec: Spec, weights: Weights, reference: Recording, candidate: Recording, progress: Progress
+    ) -> None:
+        check_tokens(reference, candidate)
+        self.declared, self.progress = spec, progress
+        self.weights: Weights = lambda name: weights(name).detach()
+        self.reference, self.candidate = Side.of(reference, weights), Side.of(candidate, weights)
+        self.mask = self.reference.sites["mask"]
+        sides = (set(reference.calls[0].sites), set(candidate.calls[0].sites))
+        self.common = [s for s in spec.sites if s in sides[0] & sides[1]]
+        if not self.common:
+            raise ComparisonError(
+                "the two recordings have no site in common; record the same sites of both, e.g. --sites all"
+            )
+        check_shapes(self.common, self.reference.sites, self.candidate.sites)
+        odd = sorted((sides[0] ^ sides[1]) | (sides[0] & sides[1]) - set(spec.sites))
+        self.unmatched = [s for s in odd if s not in INPUTS] + reference.unknown + candidate.unknown
+        self.meter = Meter(sum(work(s, self.weights) for s in spec.steps))
+
+    def run(self) -> Result:
+        """Judge every site."""
+        same = {s: self._same(s) for s in self.common}
+        result = Result("identical", [], unmatched=self.unmatched, scope=self._scope())
+        if all(same.values()):
+            result.findings = [self._finding(s, None, None, True) for s in self.common]
+            return result
+        spec = self._checked_reference(same, result)
+        examined, natives = self._examine_candidate(spec, same, result)
+        result.findings = [self._finding(s, examined.get(s), natives.get(s), same[s]) for s in self.common]
+        self._conclude(spec, examined, result)
+        return result
+
+    def _same(self, site: str) -> bool:
+        return equal(site, self.reference.sites[site], self.candidate.sites[site], self.mask)
+
+    def _scope(self) -> str:
+        return f"{len(self.common)} sites of both sides, {int(self.mask.sum())} tokens"
+
+    # the reference against its own declaration -------------------------------------------------------------
+
+    def _checked_reference(self, same: Mapping[str, bool], result: Result) -> Spec:
+        """The spec as the reference computes it (rule 10); only where the sides differ in bits."""
+        examiner = Examiner(self.declared, {}, frozenset(self.declared.weight_names))
+        found: dict[str, Examination] = {}
+        steps = list(merge(self.declared, self.reference.sites, self.weights, self.meter))
+        for i, m in enumerate(steps):
+            self.progress("checking the reference", i, len(steps))
+            if not same.get(m.target, False):
+                found[m.target] = examiner(m)
+        result.reference_edits = group_causes(self.declared, found, self.reference.sites)
+        result.reference_orders = group_orders(self.declared, found)
+        unsolved = [e for e in found.values() if e.status == "different"]
+        for e in unsolved:
+            assert e.ratio is not None
+            result.unexplained.append(Unexplained(f"{e.target} (of the reference itself)", e.ratio, list(e.nearest)))
+        changes = Variant(tuple(c for e in found.values() for c in (*e.changes.changes, *e.orders.changes)))
+        own = {c.key: c.tensor for c in changes.changes if isinstance(c, Use) and c.tensor is not None}
+        if own:
+            before = self.weights
+            self.weights = lambda name: own[name] if name in own else before(name)
+        return self.declared.replace_steps({s.writes: s for s in changes.steps(self.declared.steps)})
+
+    # the candidate against the reference ---------------------------------------------------------------------
+
+    def _examine_candidate(
+        self, spec: Spec, same: Mapping[str, bool], result: Result
+    ) -> tuple[dict[str, Examination], dict[str, Tensor]]:
+        examiner = Examiner(spec, self.candidate.own, self.candidate.known)
+        examined: dict[str, Examination] = {}
+        natives: dict[str, Tensor] = {}
+        steps = list(merge(spec, self.candidate.sites, self.weights, self.meter))
+        for i, m in enumerate(steps):
+            self.progress("replaying the candidate", i, len(steps))
+            if same.get(m.target, False) and all(same.get(r, r in INPUTS) for r in m.reads):
+                examined[m.target] = Examination(m.target, "equal", exact=True, exact_without_orders=True)
+                continue
+            examined[m.target] = examiner(m)
+            if m.target in self.reference.sites:
+                natives[m.target] = examiner.native
+        result.cost, result.diagnosis_cost = self.meter.spent, examiner.diagnosis_cost
+        result.assumed = [n for n in spec.weight_names if n not in self.candidate.known and n not in self.candidate.own]
+        return examined, natives
+
+    def _finding(self, site: str, e: Examination | None, native: Tensor | None, same: bool) -> Finding:
+        reference, candidate = self.reference.sites[site], self.candidate.sites[site]
+        size = float(_finite(by_rows(site, reference.double(), self.mask)).square().mean().sqrt())
+        if same and native is None:
+            return Finding(site, "equal", 0.0, 0.0, 0.0, size, 0.0)
+        total = by_rows(site, difference(site, candidate, reference)[0], self.mask)
+        here = candidate if native is None else native
+        injected = by_rows(site, difference(site, candidate, here)[0], self.mask)
+        carried = by_rows(site, difference(site, here, reference)[0], self.mask)
+        rms = [float(t.square().mean().sqrt()) for t in (total, injected, carried)]
+        status = "equal" if same else e.status if e is not None else "different"
+        return Finding(site, status, rms[0], rms[1], rms[2], size, float(total.abs().max()), e.ratio if e else None)
+
+    def _conclude(self, spec: Spec, examined: Mapping[str, Examination], result: Result) -> None:
+        result.causes = group_causes(spec, examined, self.candidate.sites)
+        result.orders = group_orders(spec, examined)
+        for e in examined.values():
+            if e.status == "different" and (not e.changes or e.share < 1.0):
+                assert e.ratio is not None
+                result.unexplained.append(Unexplained(e.target, e.ratio, list(e.nearest)))
+        at_fault = [s for s, e in examined.items() if e.status in ("explained", "different")]
+        result.first_difference = at_fault[0] if at_fault else None
+        result.verdict = "different" if at_fault else "rounding"
+        unsolved = any(e.status == "different" for e in examined.values())
+        bits = all(e.exact_without_orders for e in examined.values()) and not result.reference_orders
+        result.explained = "different" if unsolved else "identical" if bits else "rounding"
+
+
+def _finite(x: Tensor) -> Tensor:
+    return x.masked_fill(x < torch.finfo(torch.float32).min / 2, 0.0)
+
+
+def check_tokens(reference: Recording, candidate: Recording) -> None:
+    """Raises ComparisonError unless both ran the same tokens under the same mask."""
+    a, b = reference.calls[0], candidate.calls[0]
+    if a.tokens.shape != b.tokens.shape or not torch.equal(a.tokens, b.tokens):
+        where = "" if a.tokens.shape != b.tokens.shape else f", first at {(a.tokens != b.tokens).nonzero()[0].tolist()}"
+        raise ComparisonError(
+            f"the recordings ran different tokens (shapes {tuple(a.tokens.shape)} and {tuple(b.tokens.shape)}{where}); "
+            f"record both with the same --tokens"
+        )
+    if not torch.equal(a.mask, b.mask):
+        raise ComparisonError("the recordings ran the same tokens under different attention masks; record both alike")
+
+
+def check_shapes(common: Iterable[str], a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    """Raises ComparisonError for a site of another shape; a rotary table may be half as wide."""
+    for site in common:
+        x, y = a[site].shape, b[site].shape
+        if x[:-1] != y[:-1] or (x[-1] != y[-1] and not site.startswith("rotary.")):
+            raise ComparisonError(
+                f"{site} has shape {tuple(x)} in the reference and {tuple(y)} in the candidate; "
+                f"these are models of different size or one recording is damaged"
+            )
+
+
+__all__ = ["Judge", "Merged", "Progress", "Verdict", "judge", "order_search", "silent"]

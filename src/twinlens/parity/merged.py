@@ -1,0 +1,206 @@
+"""Merged steps: what lies between the sites that one run shows, replayed on that run's own tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from twinlens.parity.changes import Variant
+from twinlens.sites import INPUTS, axes
+from twinlens.spec import Spec, Step, Weights, evaluate, exact, units
+
+
+@dataclass
+class Meter:
+    """Work done, in forward-equivalents: multiplications relative to one forward of the model."""
+
+    whole: float
+    spent: float = 0.0
+
+    def add(self, steps: Sequence[Step], share: float, weights: Weights, times: float = 1.0) -> None:
+        """Count a run of some steps on a share of the rows."""
+        self.spent += times * share * sum(work(s, weights) for s in steps) / self.whole
+
+
+def work(step: Step, weights: Weights) -> float:
+    """Multiplications of a step per row, roughly."""
+    sizes = [weights(w.name).numel() for _, w in step.weights if not w.name.startswith("candidate:")]
+    return float(max([*sizes, 1])) if type(step.op).__name__ != "Embed" else 1.0
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The steps from visible sites to the next visible one, on one run's tensors.
+
+    `steps` go from the sites that this run shows; `kernel_steps` are the same, or longer where the declared kernel
+    computes several steps at once although the run shows the sites between them.
+    """
+
+    target: str
+    steps: tuple[Step, ...]
+    kernel_steps: tuple[Step, ...]
+    sites: Mapping[str, Tensor]
+    weights: Weights
+    meter: Meter
+
+    @property
+    def value(self) -> Tensor:
+        """What the run itself has at the target."""
+        return self.sites[self.target]
+
+    @cached_property
+    def reads(self) -> tuple[str, ...]:
+        """The sites that the steps start from."""
+        inner = {s.writes for s in self.steps}
+        return tuple(dict.fromkeys(r for s in self.steps for r in s.reads if r not in inner))
+
+    def with_spec(self, spec: Spec) -> Merged:
+        """The same with the steps of another spec over the same sites."""
+        return dataclasses.replace(
+            self,
+            steps=tuple(spec.at[s.writes] for s in self.steps),
+            kernel_steps=tuple(spec.at[s.writes] for s in self.kernel_steps),
+        )
+
+    def native(self, variant: Variant = Variant()) -> Tensor:
+        """The target recomputed in the dtype and order that are declared."""
+        steps = variant.steps(self.kernel_steps)
+        if steps[-1].op.fused() is None or len(list(units(steps))) == len(steps):
+            steps = variant.steps(self.steps)
+        return self._run(steps, variant)[self.target]
+
+    def plain(self, variant: Variant = Variant()) -> dict[str, Tensor]:
+        """All that the steps write, each by itself, in the declared dtype."""
+        steps = variant.steps(self.steps)
+        return self._run(steps, variant, keep=[s.writes for s in steps])
+
+    def _run(self, steps: Sequence[Step], variant: Variant, keep: Sequence[str] = ()) -> dict[str, Tensor]:
+        self.meter.add(steps, 1.0, self.weights)
+        with torch.no_grad():
+            return evaluate(steps, variant.inputs(self.sites), variant.weights(self.weights), keep=keep)
+
+    def oracle(self, variant: Variant, rows: Rows, noise: Noise | None = None) -> Tensor:
+        """The target in float64 by the plain formulas, on some rows of the positions, differentiable in the fields."""
+        return self.prepared(variant, rows)(variant, noise)
+
+    def prepared(self, variant: Variant, rows: Rows) -> Oracle:
+        """The tensors of an oracle in float64, made once for many values of the fields."""
+        return Oracle.of(self, variant, rows)
+
+
+class Rows:
+    """Positions on which a step is examined, all of them or a few."""
+
+    def __init__(self, positions: Tensor | None, length: int) -> None:
+        self.positions = None if positions is None or len(positions) == length else positions
+        self.share = 1.0 if self.positions is None else len(self.positions) / max(length, 1)
+
+    def of(self, site: str, tensor: Tensor) -> Tensor:
+        """These rows of a site's tensor."""
+        name = site.removeprefix("candidate:")
+        if self.positions is None or "p" not in axes(name):
+            return tensor
+        return tensor.index_select(axes(name).index("p"), self.positions)
+
+
+class Noise:
+    """Random rounding after every inner step: how one unit of roundoff inside reaches the target."""
+
+    def __init__(self, dtypes: Mapping[str, torch.dtype], seed: int) -> None:
+        self.dtypes = dtypes
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, step: Step, value: Tensor, magnitude: Tensor) -> Tensor:
+        u = torch.finfo(self.dtypes[step.writes]).eps / 2
+        draw = torch.randn(value.shape, generator=self.generator, dtype=torch.float64).to(value.device)
+        return value + u * magnitude * draw
+
+
+@dataclass
+class Oracle:
+    """A merged step in float64 on a few rows."""
+
+    merged: Merged
+    rows: Rows
+    tensors: dict[str, Tensor]
+    weights: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, merged: Merged, variant: Variant, rows: Rows) -> Oracle:
+        """Convert what the steps read."""
+        inputs = variant.inputs(merged.sites)
+        tensors = {r: _double(inputs[r]) for s in variant.steps(merged.steps) for r in s.reads if r in inputs}
+        return cls(merged, rows, tensors, {})
+
+    def __call__(self, variant: Variant, noise: Noise | None = None) -> Tensor:
+        steps = exact(variant.steps(self.merged.steps))
+        whole = _needed_whole(steps)
+        find = variant.weights(self.merged.weights)
+        self.merged.meter.add(steps, self.rows.share, self.merged.weights)
+        values: dict[str, Tensor] = {k: v for k, v in self.tensors.items() if k not in {s.writes for s in steps}}
+        values |= {k: _double(v) for k, v in variant.inputs(self.merged.sites).items() if k.startswith("candidate:")}
+        narrow: set[str] = set()
+        for step in steps:
+            few = step.writes not in whole
+            reads = [
+                self.rows.of(r, values[r]) if few and by_row and r not in narrow else values[r]
+                for r, by_row in zip(step.reads, _by_row(step), strict=True)
+            ]
+            arguments = {a: w.view(self._weight(w.name, find)) for a, w in step.weights}
+            value = step.op(*reads, **arguments)
+            if noise is not None and step.writes != self.merged.target:
+                value = noise(step, value, step.op.magnitude(*reads, **arguments))
+            values[step.writes] = value
+            if few:
+                narrow.add(step.writes)
+        self.last = (steps[-1], [r for r in reads], arguments)  # the target's own step, for its magnitude
+        return values[self.merged.target]
+
+    def magnitude(self) -> Tensor:
+        """What one unit of roundoff in the target's own step is multiplied by, after a call."""
+        step, reads, arguments = self.last
+        return step.op.magnitude(*reads, **arguments)
+
+    def _weight(self, name: str, find: Weights) -> Tensor:
+        if name not in self.weights:
+            self.weights[name] = _double(find(name))
+        return self.weights[name]
+
+
+def _by_row(step: Step) -> tuple[bool, ...]:
+    by_row = step.op.by_row
+    return by_row[: len(step.reads)] + (True,) * (len(step.reads) - len(by_row))
+
+
+def _needed_whole(steps: Sequence[Step]) -> set[str]:
+    """Sites of which some later step needs every row."""
+    whole: set[str] = set()
+    for step in reversed(steps):
+        for site, by_row in zip(step.reads, _by_row(step), strict=True):
+            if step.writes in whole or not by_row:
+                whole.add(site)
+    return whole
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
+
+
+def merge(spec: Spec, sites: Mapping[str, Tensor], weights: Weights, meter: Meter) -> Iterator[Merged]:
+    """The merged steps of a run, in the order of the spec."""
+    shown = [s for s in spec.sites if s in sites]
+    hidden_by_kernel = {
+        unit.step.writes: tuple(s.writes for s in unit.absorbed) for unit in units(spec.steps) if unit.absorbed
+    }
+    given = {s: sites[s] for s in (*INPUTS, *shown) if s in sites}
+    for target in shown:
+        others = [s for s in shown if s != target]
+        steps = spec.between(target, others)
+        inner = hidden_by_kernel.get(target, ())
+        kernel_steps = spec.between(target, [s for s in others if s not in inner]) if inner else steps
+        yield Merged(target, steps, kernel_steps, given, weights, meter)

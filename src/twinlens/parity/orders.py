@@ -1,0 +1,60 @@
+"""Which order of evaluation makes what is left equal bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+
+import torch
+
+from twinlens.fields import kinds
+from twinlens.parity.changes import SetField, Variant, slot
+from twinlens.parity.merged import Merged
+from twinlens.parity.rounding import equal
+
+_MOST = 160
+
+
+def find(merged: Merged, base: Variant, known: list[Variant], *, deep: bool = True) -> Variant | None:
+    """Order fields under which the step gives the candidate's bits, the fewest that do; None where none were found."""
+    for trial in known:
+        if trial and matches(merged, base + trial):
+            return trial
+    if not deep:
+        return None
+    singles = list(alternatives(merged, base))
+    tried = 0
+    for size in (1, 2, 3):
+        for chosen in combinations(singles, size):
+            if len({slot(c) for c in chosen}) < size:
+                continue
+            if (tried := tried + 1) > _MOST:
+                return None
+            if matches(merged, base + chosen):
+                return Variant(chosen)
+    return None
+
+
+def alternatives(merged: Merged, base: Variant) -> Iterator[SetField]:
+    """Each other value of each order field, and precisions finer than the declared one."""
+    for step in merged.kernel_steps[::-1]:
+        for name, kind, now in kinds(step.op):
+            if kind.name == "order":
+                yield from (SetField((step.writes,), name, v) for v in kind.alternatives if v != now)
+            if kind.name == "dtype":
+                yield from (SetField((step.writes,), name, v) for v in kind.alternatives if finer(v, now, merged))
+
+
+def finer(a: torch.dtype | None, b: torch.dtype | None, merged: Merged) -> bool:
+    """Whether precision `a` rounds less than `b`: then it is an order, no cause."""
+    x, y = (merged.value.dtype if t is None else t for t in (a, b))
+    return torch.finfo(x).eps < torch.finfo(y).eps
+
+
+def matches(merged: Merged, variant: Variant) -> bool:
+    """Whether the step under these changes gives every bit of the run's own value."""
+    try:
+        value = merged.native(variant)
+    except ValueError:  # a kernel that cannot compute this meaning
+        return False
+    return equal(merged.target, value.to(merged.value.dtype), merged.value, merged.sites["mask"])

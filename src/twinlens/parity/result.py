@@ -1,0 +1,110 @@
+"""What a comparison found, as rows. Renderers only print them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from twinlens.parity.changes import Change, Variant
+from twinlens.parity.rounding import Ratio
+
+Verdict = Literal["identical", "rounding", "different"]
+Status = Literal["equal", "innocent", "order", "rounding", "explained", "different"]
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One edit that makes the reference compute what the candidate computed, in one or many layers."""
+
+    site: str
+    seen_at: str
+    parameter: str
+    reference: Any
+    candidate: Any
+    interval: tuple[float, float] | None
+    layers: list[int]
+    status: str
+    evidence: str
+    changes: tuple[Change, ...] = field(default=(), repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Order:
+    """A way of computing that differs in bits, not in meaning."""
+
+    site: str
+    parameter: str
+    reference: Any
+    candidate: Any
+    layers: list[int]
+    changes: tuple[Change, ...] = field(default=(), repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Unexplained:
+    """A step at fault that no change reproduces, with what came nearest."""
+
+    site: str
+    ratio: Ratio
+    nearest: list[str]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One site: how far apart the sides are there, and what its own step did."""
+
+    site: str
+    status: Status
+    total: float
+    injected: float
+    carried: float
+    size: float
+    """Root mean square of the reference's tensor; the three errors are root mean squares too."""
+    largest: float
+    """The largest entry of the total."""
+    ratio: Ratio | None = None
+
+
+@dataclass
+class Result:
+    """All that one comparison found."""
+
+    verdict: Verdict
+    findings: list[Finding]
+    causes: list[Cause] = field(default_factory=list[Cause])
+    orders: list[Order] = field(default_factory=list[Order])
+    gauges: list[str] = field(default_factory=list[str])
+    flips: int = 0
+    unexplained: list[Unexplained] = field(default_factory=list[Unexplained])
+    explained: Verdict = "identical"
+    first_difference: str | None = None
+    unmatched: list[str] = field(default_factory=list[str])
+    assumed: list[str] = field(default_factory=list[str])
+    """Weights of the candidate that nobody saw and that are taken to be the reference's."""
+    reference_edits: list[Cause] = field(default_factory=list[Cause])
+    """Where the reference computes something else than its own config declares."""
+    reference_orders: list[Order] = field(default_factory=list[Order])
+    scope: str = ""
+    cost: float = 0.0
+    """Forward-equivalents of replaying and diagnosing."""
+    diagnosis_cost: float = 0.0
+    """Those of diagnosing alone."""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """One merged step examined: what its candidate did."""
+
+    target: str
+    status: Status
+    changes: Variant = Variant()
+    orders: Variant = Variant()
+    ratio: Ratio | None = None
+    share: float = 1.0
+    """Of the error, what the changes explain."""
+    intervals: dict[Any, tuple[float, float]] = field(default_factory=dict[Any, tuple[float, float]])
+    evidence: dict[Any, str] = field(default_factory=dict[Any, str])
+    nearest: tuple[str, ...] = ()
+    exact: bool = False
+    """Whether changes and orders reproduce every bit."""
+    exact_without_orders: bool = False

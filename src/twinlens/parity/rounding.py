@@ -1,0 +1,135 @@
+"""Is a difference rounding? Scales measured on the step itself, no tolerance set by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from twinlens.parity.changes import Variant
+from twinlens.parity.merged import Merged, Noise, Oracle, Rows
+from twinlens.sites import axes
+
+WIDE = 2.0
+"""Rows beyond WIDE · u · (|W||x| and its like) are no rounding. Measured on honest pairs: see docs/rounding.md."""
+TIGHT = 3.0
+"""Rows within TIGHT · (this step's own error against float64) need no further look."""
+_DRAWS = 2
+_MASKED = torch.finfo(torch.float32).min / 2
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """An error against both scales: the largest over rows and over columns; and entries masked by one side only."""
+
+    wide: float
+    tight: float
+    support: int = 0
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether rounding explains it."""
+        return self.support == 0 and self.wide <= WIDE
+
+    @property
+    def is_close(self) -> bool:
+        """Whether it is as close as the step's own rounding."""
+        return self.support == 0 and self.tight <= TIGHT
+
+
+def masked(site: str, tensor: Tensor) -> Tensor | None:
+    """Where scores say that a query may not look; None for other sites."""
+    return tensor < _MASKED if axes(site)[-1] == "s" and site.endswith("scores") else None
+
+
+def difference(site: str, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
+    """x - y in float64 and the number of entries that only one side masks (there the difference is 0)."""
+    x, y = same_width(x, y)
+    d = x.double() - y.double()
+    mx, my = masked(site, x), masked(site, y)
+    if mx is None or my is None:
+        return d, 0
+    return d.masked_fill(mx | my, 0.0), int((mx ^ my).sum())
+
+
+def same_width(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary tables of half and of full width over their common columns."""
+    width = min(x.shape[-1], y.shape[-1])
+    return x[..., :width], y[..., :width]
+
+
+def equal(site: str, x: Tensor, y: Tensor, mask: Tensor) -> bool:
+    """Bit for bit over real rows, masked entries of scores alike whatever number says so."""
+    x, y = same_width(x, y)
+    if x.dtype != y.dtype:
+        return False
+    if torch.equal(x, y):
+        return True
+    x, y = by_rows(site, x, mask), by_rows(site, y, mask)
+    mx, my = masked(site, x), masked(site, y)
+    if mx is not None and my is not None:
+        return torch.equal(mx, my) and torch.equal(x.masked_fill(mx, 0), y.masked_fill(my, 0))
+    return torch.equal(x, y)
+
+
+def by_rows(site: str, tensor: Tensor, mask: Tensor) -> Tensor:
+    """The rows of real tokens as a matrix; rows that padding masks decide nothing."""
+    names = axes(site)
+    if names[:2] == ("b", "h"):
+        tensor = tensor.transpose(1, 2)
+    if names[0] != "b":
+        return tensor.reshape(-1, tensor.shape[-1])
+    if tensor.shape[0] != mask.shape[0]:
+        tensor = tensor.expand(mask.shape[0], *tensor.shape[1:])
+    return tensor[mask.bool()].reshape(-1, tensor.shape[-1])
+
+
+class Scale:
+    """The rounding scales of one merged step on some rows, measured."""
+
+    def __init__(self, merged: Merged, variant: Variant, rows: Rows, native: Tensor) -> None:
+        self.merged, self.rows = merged, rows
+        site, mask = merged.target, merged.sites["mask"]
+        self.mask = rows.of("mask", mask)
+        plain = merged.plain(variant) if len(merged.steps) > 1 else {site: native}
+        oracle = merged.prepared(variant, rows)
+        self.exact = oracle(variant)
+        u = max(torch.finfo(t.dtype).eps for t in (native, merged.value)) / 2
+        wide = (u * oracle.magnitude()).square()
+        if len(merged.steps) > 1:
+            dtypes = {k: _coarser(v.dtype, merged.value.dtype) for k, v in plain.items()}
+            draws = [oracle(variant, Noise(dtypes, seed)) - self.exact for seed in range(_DRAWS)]
+            wide = wide + torch.stack(draws).square().mean(0)
+        own, _ = difference(site, rows.of(site, native), self.exact)
+        floor = 0.3 * u * self.exact.abs().masked_fill(self.exact < _MASKED, 0.0)
+        self.wide = by_rows(site, wide.expand_as(self.exact), self.mask)
+        self.tight = by_rows(site, torch.maximum(own.abs(), floor).square(), self.mask)
+
+    def ratio(self, error: Tensor, support: int) -> Ratio:
+        """An error on these rows against the scales."""
+        e = by_rows(self.merged.target, error, self.mask).square()
+        width = e.shape[-1]
+        return Ratio(_worst(e, self.wide[..., :width]), _worst(e, self.tight[..., :width]), support)
+
+    def weights(self) -> Tensor:
+        """1 / scale of each row of the target, for least squares."""
+        return 1.0 / self.tight.mean(-1, keepdim=True).sqrt().clamp_min(1e-300)
+
+
+def _worst(e: Tensor, scale: Tensor) -> float:
+    """The largest ratio of root mean squares over rows and over columns."""
+    if e.numel() == 0:
+        return 0.0
+    worst = 0.0
+    for axis in (-1, 0):
+        top, bottom = e.mean(axis), scale.mean(axis)
+        worst = max(worst, float(torch.where(top == 0, top, top / bottom.clamp_min(1e-300)).max()))
+    return worst**0.5
+
+
+def _coarser(a: torch.dtype, b: torch.dtype) -> torch.dtype:
+    return max((t for t in (a, b) if t.is_floating_point), key=lambda t: torch.finfo(t).eps, default=torch.float32)
+
+
+__all__ = ["TIGHT", "WIDE", "Oracle", "Ratio", "Scale", "by_rows", "difference", "equal", "masked", "same_width"]

@@ -1,0 +1,312 @@
+"""Why a step differs: the smallest set of changes under which it gives what the candidate computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from twinlens.parity import hypotheses, weighing
+from twinlens.parity.changes import Change, SetField, Use, Variant, slot
+from twinlens.parity.closed_form import closed_form
+from twinlens.parity.fit import Fit, Fitted, Number, interval, numbers
+from twinlens.parity.merged import Merged, Rows
+from twinlens.parity.rounding import Ratio, Scale, difference, masked
+from twinlens.spec import Spec
+
+_ROWS = 24
+_SMALL_ROWS = (3, 9, 33)
+_BEST = 5
+
+
+@dataclass(frozen=True)
+class Score:
+    """How far a change leaves the step from the candidate: entries masked by one side only, then distance."""
+
+    support: int
+    rms: float
+    ratio: Ratio
+
+    def __lt__(self, other: Score) -> bool:
+        return (self.support, self.rms) < (other.support, other.rms)
+
+
+@dataclass
+class Found:
+    """Changes with what is known of each."""
+
+    variant: Variant
+    score: Score
+    intervals: dict[tuple[str, str, str], tuple[float, float]] = field(default_factory=dict)
+    names: dict[tuple[str, str, str], str] = field(default_factory=dict)
+
+
+class Search:
+    """The hypotheses of one merged step, tried."""
+
+    def __init__(self, merged: Merged, spec: Spec, own: dict[str, Tensor], known: frozenset[str]) -> None:
+        self.merged, self.spec, self.own, self.known = merged, spec, own, known
+        self.native = merged.native()
+        self.length = merged.sites["tokens"].shape[1]
+        self.rows = Rows(self._worst_rows(), self.length)
+        self.scale = Scale(merged, Variant(), self.rows, self.native)
+        self.base = self.score(Variant(), self.scale)
+
+    def _worst_rows(self) -> Tensor:
+        """The positions where the step is worst, and a few others."""
+        error, _ = difference(self.merged.target, self.merged.value, self.native)
+        names = self._axes()
+        if "p" not in names:
+            return torch.arange(self.length)
+        size = torch.nan_to_num(error).abs().movedim(names.index("p"), 0).flatten(1).amax(1)
+        x, y = (masked(self.merged.target, t) for t in (self.merged.value, self.native))
+        if x is not None and y is not None:
+            size = size + (x ^ y).movedim(names.index("p"), 0).flatten(1).any(1) * size.max().clamp_min(1.0)
+        worst = size.argsort(descending=True)[: _ROWS // 2]
+        spread = torch.linspace(0, self.length - 1, min(_ROWS // 2, self.length)).long()
+        return torch.cat((worst.cpu(), spread)).unique().to(self.merged.value.device)
+
+    def _axes(self) -> tuple[str, ...]:
+        from twinlens.sites import axes
+
+        return axes(self.merged.target)
+
+    def score(self, variant: Variant, scale: Scale | None = None) -> Score:
+        """Inject changes in the declared dtype, and see how far the candidate still is."""
+        site = self.merged.target
+        try:
+            native = self.merged.native(variant)
+        except (ValueError, RuntimeError, AssertionError):
+            return Score(10**12, float("inf"), Ratio(float("inf"), float("inf")))
+        if native.shape[:-1] != self.merged.value.shape[:-1]:
+            return Score(10**12, float("inf"), Ratio(float("inf"), float("inf")))
+        scale = scale or Scale(self.merged, variant, self.rows, native)
+        error, support = difference(site, self.rows.of(site, self.merged.value), self.rows.of(site, native))
+        _, support = difference(site, self.merged.value, native)
+        weights = scale.weights()
+        from twinlens.parity.rounding import by_rows
+
+        rms = float((by_rows(site, error, scale.mask) * weights).square().mean().sqrt())
+        if rms != rms:
+            rms = float("inf")
+        return Score(support, rms, scale.ratio(error, support))
+
+    def is_explained(self, score: Score) -> bool:
+        """Rounding, and much nearer than before where rounding's scale is loose."""
+        return score.support == 0 and score.ratio.is_rounding and (score.ratio.is_close or score.rms < 0.03 * self.base.rms)
+
+    def judged(self, variant: Variant) -> Score:
+        """A finalist against the scales of the changed step itself."""
+        return self.score(variant)
+
+    # the search -----------------------------------------------------------------------------------------
+
+    def run(self, proposals: Iterable[Variant], *, thorough: bool) -> Found | None:
+        """The changes that explain the step, or the best that were found; None where nothing helps."""
+        start = Found(Variant(), self.base)
+        for proposal in proposals:
+            score = self.judged(proposal)
+            if self.is_explained(score):
+                return self._refined(Found(proposal, score))
+        start = self._with_seen_weights(start)
+        if start.variant and self.is_explained(start.score):
+            return start
+        found = self._numbers(start)
+        if self._settled(found) or not thorough:
+            return found
+        return self._deepen([start, found] if found else [start])
+
+    def _settled(self, found: Found | None) -> bool:
+        return found is not None and self.is_explained(found.score)
+
+    def _with_seen_weights(self, start: Found) -> Found:
+        """Weights that are known to differ are taken as they are, where that brings the step nearer."""
+        for use in weighing.seen(self.merged, self.spec, self.own):
+            score = self.score(start.variant + (use,), self.scale)
+            if score < start.score:
+                start = Found(start.variant + (use,), score)
+        return Found(start.variant, self.judged(start.variant)) if start.variant else start
+
+    def _deepen(self, starts: Sequence[Found]) -> Found | None:
+        """Discrete changes, one and then two at once, each with the numbers that go with it."""
+        best = min(starts, key=lambda f: (f.score.support, f.score.rms))
+        frontier = [starts[0]]
+        for _ in range(3):
+            tried = self._singles(frontier)
+            for found in islice(tried, _BEST):
+                if found.score.support == 0 and self.is_explained(judged := self.judged(found.variant)):
+                    return self._pruned(Found(found.variant, judged, found.intervals, found.names))
+            fitted = [f for t in tried[:_BEST] if (f := self._numbers(t)) is not None]
+            for found in sorted(fitted, key=lambda f: (f.score.support, f.score.rms)):
+                if self.is_explained(found.score):
+                    return self._pruned(found)
+            pool = sorted([*tried[:_BEST], *fitted], key=lambda f: (f.score.support, f.score.rms))
+            if not pool or not pool[0].score < best.score:
+                break
+            best, frontier = pool[0], [f for f in pool[:2]]
+        return best if best.variant else None
+
+    def _singles(self, frontier: Sequence[Found]) -> list[Found]:
+        """Each discrete change on top of each state, nearest first."""
+        found: list[Found] = []
+        for state in frontier:
+            for change in self._changes():
+                if slot(change) in {slot(c) for c in state.variant.changes}:
+                    continue
+                trial = Found(state.variant + (change,), self.score(state.variant + (change,), self.scale), dict(state.intervals), dict(state.names))
+                found.append(trial)
+                if trial.score.support == 0 and trial.score.ratio.is_close:
+                    return [trial, *found]
+        return sorted(found, key=lambda f: (f.score.support, f.score.rms))
+
+    def _changes(self) -> list[Change]:
+        if not hasattr(self, "_all_changes"):
+            last = self.merged.steps[-1]
+            self._all_changes: list[Change] = [
+                *hypotheses.discrete(self.merged, self.spec, self.native),
+                *weighing.unseen(self.merged, self.spec, self.own, self.known),
+                *weighing.solved(self.merged, last, self.native, self.merged.sites["mask"]),
+            ]
+        return self._all_changes
+
+    # numbers --------------------------------------------------------------------------------------------
+
+    def _numbers(self, start: Found) -> Found | None:
+        """The fewest numbers that bring the step nearest, by derivative, on top of what is changed already."""
+        taken = {(s, c.name) for c in start.variant.changes if isinstance(c, SetField) for s in c.sites}
+        fit = Fit(self.merged.prepared(start.variant, self.rows), start.variant, self.scale.weights())
+        free = [n for n in numbers(start.variant.steps(self.merged.steps)) if (n.site, n.name) not in taken]
+        best, chosen = start, list[Number]()
+        while len(chosen) < 3 and len(free) > len(chosen):
+            step = self._next_number(fit, chosen, [n for n in free if n not in chosen], start)
+            if step is None or not step[1].score < best.score or step[1].score.rms > 0.7 * best.score.rms:
+                break
+            chosen, best = list(step[0].numbers), step[1]
+            if self.is_explained(best.score):
+                break
+        return best if chosen else None
+
+    def _next_number(
+        self, fit: Fit, chosen: list[Number], free: list[Number], start: Found
+    ) -> tuple[Fitted, Found] | None:
+        """The number that, fitted together with those chosen, leaves least."""
+        at = torch.tensor([n.start for n in (*chosen, *free)], dtype=torch.float64)
+        r, J = fit.columns((*chosen, *free), at)
+        promise: list[tuple[float, Number]] = []
+        for i, n in enumerate(free):
+            columns = J[:, [*range(len(chosen)), len(chosen) + i]]
+            if not bool(columns[:, -1].any()):
+                continue
+            left = r - columns @ torch.linalg.pinv(columns) @ r if columns.numel() < 4e6 else r - columns @ _lstsq(columns, r)
+            promise.append((float(left.norm()), n))
+        tried: list[tuple[Fitted, Found]] = []
+        done = float("inf")
+        for left, n in sorted(promise, key=self._promise)[:4]:
+            if left > 1.05 * done:
+                continue
+            fitted = fit.run((*chosen, n), self._starts(fit, (*chosen, n)))
+            found = self._found(fitted, start)
+            if found is not None:
+                tried.append((fitted, found))
+                if self.is_explained(found.score):
+                    done = min(done, left)
+        return min(tried, key=lambda t: self._rank(t[1]), default=None)
+
+    def _rank(self, found: Found) -> tuple[int, int, int, float]:
+        """Among changes that explain a step alike, those whose values have a name."""
+        explained = self.is_explained(found.score)
+        return (found.score.support, not explained, -len(found.names) if explained else 0, found.score.rms)
+
+    def _promise(self, promise: tuple[float, Number]) -> float:
+        """What a number leaves by its derivative; less is likely where the step is far from linear in it."""
+        left, n = promise
+        return left * (0.5 if self._staged(n) or n.value is None else 1.0)
+
+    def _staged(self, number: Number) -> bool:
+        return "positions" in self.spec.at[number.site].reads
+
+    def _starts(self, fit: Fit, chosen: Sequence[Number]) -> list[float]:
+        """Where a fit starts. Angles grow with the position: fit the first positions first."""
+        at = [n.start for n in chosen]
+        if not any(self._staged(n) for n in chosen):
+            return at
+        for rows in _SMALL_ROWS:
+            few = Rows(torch.arange(min(rows, self.length), device=self.merged.value.device), self.length)
+            native = self.merged.native(fit.base)
+            scale = Scale(self.merged, fit.base, few, native)
+            small = Fit(self.merged.prepared(fit.base, few), fit.base, scale.weights())
+            fitted = small.run(chosen, at)
+            at = [n.start if v is None else Number(n.sites, n.name, n.kind, v).start for n, v in zip(fitted.numbers, fitted.values, strict=True)]
+        return at
+
+    def _found(self, fitted: Fitted, start: Found) -> Found | None:
+        """A fit as changes: numbers that stay within their interval are dropped, the others get their names."""
+        u = torch.finfo(self.merged.value.dtype).eps / 2
+        changes: list[SetField] = []
+        intervals, names = dict(start.intervals), dict(start.names)
+        for n, value, error in zip(fitted.numbers, fitted.values, fitted.errors, strict=True):
+            change = SetField(n.sites, n.name, value)
+            if value is not None:
+                low, high = interval(value, error, u)
+                if n.value is not None and low <= n.value <= high:
+                    continue
+                change, name = self._named(start.variant, change, value, (low, high))
+                if name:
+                    names[slot(change)] = name
+                    low, high = min(low, change.value), max(high, change.value)
+                intervals[slot(change)] = (low, high)
+            elif n.value is None:
+                continue
+            changes.append(change)
+        if not changes:
+            return None
+        found = Found(start.variant + changes, self.judged(start.variant + changes), intervals, names)
+        return self._switched_off(found, fitted)
+
+    def _named(
+        self, base: Variant, change: SetField, value: float, within: tuple[float, float]
+    ) -> tuple[SetField, str]:
+        """The number with a name that a value stands for, if the replay does not get worse by it.
+
+        Constants that were rounded on their way lie a little outside a statistical interval; the replay decides.
+        """
+        half = (within[1] - within[0]) / 2
+        named = closed_form(value, within) or closed_form(value, (value - 5 * half, value + 5 * half))
+        if named is None or named[0] == value:
+            return change, ""
+        exact = SetField(change.sites, change.name, named[0])
+        if self.score(base + (exact,), self.scale).rms <= 1.01 * self.score(base + (change,), self.scale).rms:
+            return exact, named[1]
+        return change, ""
+
+    def _switched_off(self, found: Found, fitted: Fitted) -> Found:
+        """A number that hardly acts any more is off."""
+        for n in fitted.numbers:
+            if n.kind.off and n.value is not None:
+                variant = found.variant + (SetField(n.sites, n.name, None),)
+                score = self.judged(variant)
+                if score.support <= found.score.support and score.rms <= 1.2 * found.score.rms:
+                    found = Found(variant, score, found.intervals, found.names)
+        return found
+
+    def _refined(self, found: Found) -> Found:
+        """A proposal from another layer holds here; its numbers keep the value that they have there."""
+        return found
+
+    def _pruned(self, found: Found) -> Found:
+        """None of the changes can be left out."""
+        for change in found.variant.changes:
+            fewer = found.variant.without(change)
+            if not fewer:
+                continue
+            score = self.judged(fewer)
+            if self.is_explained(score) and score.rms < 1.5 * found.score.rms:
+                found = Found(fewer, score, found.intervals, found.names)
+        return found
+
+
+def _lstsq(A: Tensor, b: Tensor) -> Tensor:
+    return torch.linalg.lstsq(A.T @ A, A.T @ b).solution

@@ -1,0 +1,121 @@
+"""Weights entry by entry: which differ, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from twinlens import sites
+from twinlens.parity.changes import Use
+from twinlens.parity.merged import Merged
+from twinlens.spec import Spec, Step, Weights
+
+
+def seen(merged: Merged, spec: Spec, own: dict[str, Tensor]) -> list[Use]:
+    """The weights of a merged step of which the candidate's own tensor is known to differ."""
+    return [
+        Use(step.writes, argument, own[weight.name], weight.name, *describe(spec, weight.name, own[weight.name], merged.weights))
+        for step in merged.steps
+        for argument, weight in step.weights
+        if weight.name in own
+    ]
+
+
+def describe(spec: Spec, name: str, ours: Tensor, weights: Weights) -> tuple[str, str]:
+    """How a tensor differs from the reference's of that name, in words, and the name of the tensor that it is."""
+    reference = weights(name)
+    if ours.shape != reference.shape:
+        return f"shape {tuple(ours.shape)} for {tuple(reference.shape)}", ""
+    for other in same_kind(spec, name):
+        if other != name and weights(other).shape == ours.shape and torch.equal(weights(other), ours.to(reference.dtype)):
+            return f"holds {other}", other
+    if ours.ndim == 2 and ours.shape[0] == ours.shape[1] and torch.equal(reference.T, ours):
+        return "transposed", name
+    return _pattern(reference, ours), name
+
+
+def _pattern(reference: Tensor, ours: Tensor) -> str:
+    a, b = reference.detach().double(), ours.detach().double()
+    differs = (a != b).reshape(a.shape[0], -1)
+    rows = differs.any(1).nonzero().flatten().tolist()
+    columns = differs.any(0).nonzero().flatten().tolist() if a.ndim == 2 else []
+    place = _place("row" if a.ndim == 2 else "entry", rows, a.shape[0])
+    if a.ndim == 2 and len(columns) < len(rows):
+        place = _place("column", columns, a.shape[1])
+    for dtype in (torch.float16, torch.bfloat16):
+        if torch.equal(reference.to(dtype).to(ours.dtype), ours):
+            return f"rounded to {str(dtype).removeprefix('torch.')}"
+    mask = differs.reshape(a.shape)
+    x, y = a[mask], b[mask]
+    if not bool(y.any()):
+        return f"{place}: zero"
+    factor = float((x @ y) / (x @ x))
+    if bool((y - factor * x).norm() <= 1e-6 * y.norm()):
+        return f"{place}: times {factor:.6g}"
+    if a.ndim == 2 and len(rows) > 1 and torch.equal(a[rows].sort(0).values, b[rows].sort(0).values):
+        return f"{place}: permuted"
+    share = float((y - x).norm() / x.norm().clamp_min(1e-300))
+    return f"{place}: {int(mask.sum())} of {mask.numel()} entries, apart by {share:.2g} of their size"
+
+
+def _place(axis: str, indices: list[int], length: int) -> str:
+    if len(indices) == length:
+        return f"all {axis}s" if axis != "entry" else "all entries"
+    listed = ", ".join(map(str, indices[:4])) + (f" and {len(indices) - 4} more" if len(indices) > 4 else "")
+    plural = axis if len(indices) == 1 else {"entry": "entries"}.get(axis, axis + "s")
+    return f"{plural} {listed} of {length}"
+
+
+def same_kind(spec: Spec, name: str) -> list[str]:
+    """The same weight of every layer."""
+    for step in spec.steps:
+        for argument, weight in step.weights:
+            if weight.name == name:
+                generic = sites.generic(step.writes)
+                return [
+                    dict(s.weights)[argument].name
+                    for s in spec.steps
+                    if sites.generic(s.writes) == generic and argument in dict(s.weights)
+                ]
+    return [name]
+
+
+def unseen(merged: Merged, spec: Spec, own: dict[str, Tensor], known: frozenset[str]) -> Iterator[Use]:
+    """What may have become of weights that nobody saw: another layer's, transposed, a bias dropped."""
+    for step in merged.steps:
+        for argument, weight in step.weights:
+            if weight.name in own or weight.name in known:
+                if argument == "b":
+                    yield Use(step.writes, "b", None, weight.name, "missing")
+                continue
+            tensor = merged.weights(weight.name)
+            if argument == "b":
+                yield Use(step.writes, "b", None, weight.name, "missing")
+            if tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]:
+                yield Use(step.writes, argument, tensor.T, weight.name, "transposed", weight.name)
+            for other in same_kind(spec, weight.name):
+                if other != weight.name:
+                    yield Use(step.writes, argument, merged.weights(other), weight.name, f"holds {other}", other)
+
+
+def solved(merged: Merged, step: Step, native: Tensor, mask: Tensor) -> Iterator[Use]:
+    """Rows of the last product's weight that are scaled, and a bias that is added, read off the error itself."""
+    if merged.steps[-1] is not step or "W" not in dict(step.weights):
+        return
+    y, n = merged.value.flatten(2)[mask.bool()].double(), native.flatten(2)[mask.bool()].double()
+    error = y - n
+    name = dict(step.weights)["W"].name
+    bias = error.mean(0)
+    if "b" not in dict(step.weights) and bool((error - bias).norm() < 0.05 * error.norm()):
+        yield Use(step.writes, "b", bias.to(merged.value.dtype), name.removesuffix("weight") + "bias", "added")
+    factor = (y * n).sum(0) / n.square().sum(0).clamp_min(1e-300)
+    left = (y - factor * n).square().sum(0)
+    rows = ((factor - 1).abs() > 1e-4) & (left < 0.01 * error.square().sum(0))
+    if bool(rows.any()) and "b" not in dict(step.weights):
+        weight = merged.weights(name)
+        view = dict(step.weights)["W"].view(weight).clone()
+        view[rows] = (view[rows].double() * factor[rows, None]).to(view.dtype)
+        stored = view.T if dict(step.weights)["W"].transposed else view
+        yield Use(step.writes, "W", stored, name, _pattern(weight, stored), name)

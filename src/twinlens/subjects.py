@@ -1,0 +1,260 @@
+"""Whatever can be recorded: a live module, the native model, a recording, a source here or elsewhere."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from twinlens.capture import record as capture_record
+from twinlens.checkpoint import Checkpoint, from_module, open_checkpoint
+from twinlens.errors import ComparisonError, SourceError
+from twinlens.families import FAMILIES, declare
+from twinlens.loading import kernel_of
+from twinlens.model import Model
+from twinlens.recording import Call, Recording
+from twinlens.sources.build import build
+from twinlens.sources.parse import SourceString, parse
+from twinlens.spec import Spec, Weights
+
+Say = Callable[[str], None]
+"""Told in a few words what is going on."""
+
+
+def say_nothing(words: str) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a model is said to be: its steps and its weights."""
+
+    spec: Spec
+    weights: Weights
+    checkpoint: Checkpoint | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, attention: str = "eager", dtype: torch.dtype | None = None) -> Declaration:
+        """Of a checkpoint; its weights are checked to be there, of the right shapes and finite."""
+        dtype = dtype or checkpoint.dtype
+        spec = declare(checkpoint.config, dtype=dtype, attention=attention)
+        checkpoint.check(spec)
+        return cls(spec, lambda name: checkpoint.weight(name).to(dtype), checkpoint)
+
+
+class Subject(Protocol):
+    """One side of a comparison."""
+
+    name: str
+
+    def said(self) -> Spec | None:
+        """The spec of its config, whatever its weights; None where it says nothing that is known."""
+        ...
+
+    def declaration(self) -> Declaration | None:
+        """What its own config says that it is; None where it has none."""
+        ...
+
+    def record(self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say) -> Recording:
+        """One run of it."""
+        ...
+
+
+@dataclass
+class Live:
+    """A torch module in this process."""
+
+    module: nn.Module
+    call: Callable[[Tensor, Tensor | None], Any] | None = None
+    name: str = ""
+    about: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def said(self) -> Spec | None:
+        """From the module's own config, where it is a transformers model of a known family."""
+        config = getattr(self.module, "config", None)  # the border: any module may stand here
+        if not hasattr(config, "to_dict") or getattr(config, "model_type", None) not in FAMILIES:
+            return None
+        return declare(from_module(self.module).config, attention=kernel_of(self.module))
+
+    def declaration(self) -> Declaration | None:
+        """Of its config and its own parameters."""
+        if self.said() is None:
+            return None
+        return Declaration.of(from_module(self.module), kernel_of(self.module))
+
+    def record(self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say) -> Recording:
+        """Its tensors, placed by weights and by replay."""
+        say(f"recording {self.name}")
+        at = next((p.device for p in self.module.parameters()), tokens.device)
+        training = self.module.training
+        self.module.eval()
+        try:
+            return capture_record(
+                self.module, declared.spec, declared.weights, tokens.to(at),
+                mask=None if mask is None else mask.to(at), call=self.call, about=self.about,
+            )  # fmt: skip
+        finally:
+            self.module.train(training)
+
+
+@dataclass
+class Native:
+    """The declared model itself."""
+
+    model: Model
+    name: str = "native"
+
+    def said(self) -> Spec:
+        """Its own."""
+        return self.model.spec
+
+    def declaration(self) -> Declaration:
+        """Its own."""
+        return Declaration(self.model.spec, self.model.weight)
+
+    def record(self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say) -> Recording:
+        """Every site that its kernels show."""
+        say(f"running {self.name}")
+        spec = self.model.spec
+        logits, cache = self.model.run_with_cache(tokens, mask, names=[s for s in spec.sites if s not in spec.hidden])
+        call = Call.of({**cache, "logits": logits}, tokens, mask=mask)
+        differ, equal = dict[str, Tensor](), list[str]()
+        for name in declared.spec.weight_names:
+            ours, theirs = self.model.weight(name), declared.weights(name)
+            if ours is theirs or ours.data_ptr() == theirs.data_ptr() or torch.equal(ours, theirs):
+                equal.append(name)
+            else:
+                differ[name] = ours
+        about = {"implementation": "twinlens"}
+        return Recording(calls=[call], about=about, weights=differ, weights_equal=frozenset(equal))
+
+
+@dataclass
+class Recorded:
+    """A recording that is there already."""
+
+    recording: Recording
+    name: str = "recording"
+
+    def said(self) -> Spec | None:
+        """Of the config in its manifest."""
+        config = self.recording.config or {}
+        return declare(config) if config.get("model_type") in FAMILIES else None
+
+    def declaration(self) -> Declaration | None:
+        """Of the checkpoint that its manifest names, if that is still there."""
+        where = (self.recording.checkpoint or {}).get("path")
+        if where is None or not Path(where).exists():
+            return None
+        return declared_at(where)
+
+    def record(self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say) -> Recording:
+        """Itself; it must be of the tokens that the other side ran."""
+        return self.recording
+
+
+@dataclass
+class Elsewhere:
+    """A source that runs in an environment of its own."""
+
+    source: SourceString
+    fixes: tuple[str, ...] = ()
+    name: str = ""
+
+    def said(self) -> Spec:
+        """Of the config on disk."""
+        return declare(open_checkpoint(self.source.path).config)
+
+    def declaration(self) -> Declaration:
+        """Of the checkpoint on disk."""
+        return declared_at(self.source.path, **self.source.options)
+
+    def record(self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say) -> Recording:
+        """Run the recorder there, and read what it wrote."""
+        from twinlens.environments import record_elsewhere
+
+        folder = Path(tempfile.mkdtemp(prefix="twinlens-"))
+        return record_elsewhere(self.source, tokens, mask, folder / "recording", fixes=self.fixes, say=say)
+
+
+def declared_at(path: str, **options: str) -> Declaration:
+    """The declaration of a folder, or of a .gguf file, which transformers reads."""
+    dtype = getattr(torch, options["dtype"]) if "dtype" in options else None
+    if path.endswith(".gguf"):
+        built = build(parse(f"hf:{path}?dtype={options.get('dtype', 'float32')}"))
+        return Declaration.of(from_module(built.module), options.get("attn", "eager"))
+    return Declaration.of(open_checkpoint(path), options.get("attn", "eager"), dtype or torch.float32)
+
+
+def subject(of: object, call: Callable[..., Any] | None = None) -> Subject:
+    """What somebody gives to `compare`, as a subject.
+
+    Raises:
+        SourceError: it is nothing that can be recorded.
+    """
+    if isinstance(of, nn.Module):
+        return Live(of, call, type(of).__name__)
+    if isinstance(of, Model):
+        return Native(of)
+    if isinstance(of, Recording):
+        return Recorded(of, str(of.about.get("implementation", "recording")))
+    if isinstance(of, str | Path):
+        return _of_source(parse(str(of)))
+    raise SourceError(
+        f"a {type(of).__name__} cannot be recorded; give a torch module, a Recording, a native model, "
+        "a path, or a source such as hf:PATH."
+    )
+
+
+def _of_source(source: SourceString) -> Subject:
+    if source.kind == "recording":
+        return Recorded(Recording.load(source.path), source.path)
+    if source.requirements:
+        return Elsewhere(source.absolute(), name=str(source))
+    if source.kind == "native":
+        declared = declared_at(source.path, **source.options)
+        return Native(Model(declared.spec, declared.weights), str(source))
+    built = build(source)
+    return Live(built.module, built.call, str(source), dict(built.about))
+
+
+def agreed(reference: Subject, candidate: Subject) -> Declaration:
+    """The declaration under which both are judged: the reference's own, else the candidate's.
+
+    Raises:
+        ComparisonError: neither says what it is, or they are of different families or sizes.
+    """
+    ours, theirs = reference.declaration(), candidate.said()
+    declared = ours or candidate.declaration()
+    if declared is None:
+        raise ComparisonError(
+            f"neither {reference.name} nor {candidate.name} says what model it is; "
+            "give --model PATH of a checkpoint with a config.json"
+        )
+    if ours is not None and theirs is not None:
+        check_alike(ours.spec, theirs)
+    return declared
+
+
+def check_alike(a: Spec, b: Spec) -> None:
+    """Raises ComparisonError for models of another family or size: no edit makes one of the other."""
+    if a.family != b.family:
+        raise ComparisonError(f"the reference is a {a.family} and the candidate a {b.family}; compare models of one family")
+    for what in ("layers", "d_model", "heads", "kv_heads", "head_width", "vocabulary"):
+        x, y = getattr(a.shape, what), getattr(b.shape, what)
+        if x != y:
+            raise ComparisonError(
+                f"the reference has {what.replace('_', ' ')} {x} and the candidate {y}; "
+                "compare two implementations of one checkpoint"
+            )
+
+
+def with_fixes(of: Subject, fixes: tuple[str, ...]) -> Subject:
+    """The same source, mended where it runs."""
+    assert isinstance(of, Elsewhere)
+    return replace(of, fixes=(*of.fixes, *fixes))
