@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from twinlens.errors import InputError, RecordingError
-from twinlens.recording import Recording, Writer, shards
+from twinlens.recording import Call, Recording, Writer, shards
+from twinlens.recording.manifest import Manifest, StoredCall
 
 TOKENS = [[1, 2]]
 
@@ -227,3 +228,26 @@ def test_keys_of_a_later_call_reach_back(tmp_path: Path) -> None:
             writer.call([[5]], positions=[[past]])
             writer.add("blocks.0.attn.hook_pattern", torch.ones(1, 2, 1, past + 1))
     assert [c.positions.item() for c in Recording.load(tmp_path / "r").calls] == [0, 1]
+
+
+def test_keys_of_a_later_call_are_no_fewer_than_its_tokens(tmp_path: Path) -> None:
+    with Writer(tmp_path / "r") as writer:
+        for _ in range(2):
+            writer.call(TOKENS)
+            writer.add("logits", torch.ones(1, 2, 3))
+        with pytest.raises(InputError, match="attn_scores has shape"):
+            writer.add("blocks.0.attn.hook_attn_scores", torch.ones(1, 2, 2, 1))
+
+
+def test_a_recording_that_does_not_fit_is_not_saved_in_part(tmp_path: Path) -> None:
+    recording = small()
+    recording.calls.append(Call.of({"hook_embed": torch.ones(1, 2, 3)}, TOKENS))
+    recording.calls[1].sites = {"hook_embed": torch.ones(1, 9, 3)}
+    with pytest.raises(InputError, match="hook_embed has shape"):
+        recording.save(tmp_path / "r")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_call_whose_tokens_are_not_yet_on_disk_is_not_listed(tmp_path: Path) -> None:
+    Manifest({}, None, None, calls=[StoredCall()]).write(tmp_path)
+    assert Manifest.read(tmp_path).calls == []

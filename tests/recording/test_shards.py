@@ -1,0 +1,57 @@
+"""A shard is a safetensors file like any other, and appears only when it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from twinlens.recording import shards
+from twinlens.recording.shards import write_shard
+
+MIXED = {
+    "bytes": torch.arange(3, dtype=torch.uint8),
+    "doubles": torch.randn(2, 2, dtype=torch.float64),
+    "halves": torch.randn(3).half(),
+    "none": torch.ones(0, 3),
+    "one": torch.tensor(2.5),
+}
+
+
+def test_any_reader_gets_the_tensors(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", MIXED)
+    read = load_file(tmp_path / "s")
+    assert read.keys() == MIXED.keys()
+    assert all(read[name].equal(tensor) for name, tensor in MIXED.items())
+
+
+def test_each_tensor_starts_at_a_multiple_of_its_width(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", MIXED)
+    data = (tmp_path / "s").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    assert size % 8 == 0
+    for name, said in json.loads(data[8 : 8 + size]).items():
+        assert said["data_offsets"][0] % MIXED[name].element_size() == 0
+
+
+def test_the_seal_is_that_of_the_file(tmp_path: Path) -> None:
+    seal = write_shard(tmp_path / "s", {"x": torch.randn(700_000)})
+    data = (tmp_path / "s").read_bytes()
+    assert (seal.bytes, seal.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_it_appears_only_when_it_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_there(descriptor: int) -> None:
+        assert not (tmp_path / "s").exists()
+        assert os.fstat(descriptor).st_size > 0
+
+    monkeypatch.setattr(shards.os, "fsync", not_there)
+    write_shard(tmp_path / "s", MIXED)
+    assert [f.name for f in tmp_path.iterdir()] == ["s"]
