@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -163,8 +163,11 @@ class Elsewhere:
     """A source that runs in an environment of its own."""
 
     source: SourceString
-    fixes: tuple[str, ...] = ()
     name: str = ""
+    mend: tuple[str, str] | None = None
+    """The reference's spec as text, and instructions: the source is mended before it is recorded."""
+    words: list[str] = field(default_factory=list[str])
+    """What was done to mend it, in its own words."""
 
     def said(self) -> Spec:
         """Of the config on disk."""
@@ -176,10 +179,14 @@ class Elsewhere:
 
     def record(self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say) -> Recording:
         """Run the recorder there, and read what it wrote."""
-        from twinlens.environments import record_elsewhere
+        from twinlens.environments.elsewhere import record_elsewhere
 
-        folder = Path(tempfile.mkdtemp(prefix="twinlens-"))
-        return record_elsewhere(self.source, tokens, mask, folder / "recording", fixes=self.fixes, say=say)
+        say(f"recording {self.name}")
+        self.folder = tempfile.TemporaryDirectory(prefix="twinlens-")  # lives as long as the subject
+        out = Path(self.folder.name) / "recording"
+        made = record_elsewhere(self.source, tokens, mask, out, mend=self.mend, say=say)
+        self.words = list(made.about.get("mended", []))
+        return made
 
 
 def declared_at(path: str, **options: str) -> Declaration:
@@ -215,7 +222,7 @@ def _of_source(source: SourceString) -> Subject:
     if source.kind == "recording":
         return Recorded(Recording.load(source.path), source.path)
     if source.requirements:
-        return Elsewhere(source.absolute(), name=str(source))
+        return Elsewhere(source.absolute(), str(source))
     if source.kind == "native":
         declared = declared_at(source.path, **source.options)
         return Native(Model(declared.spec, declared.weights), str(source))
@@ -254,7 +261,3 @@ def check_alike(a: Spec, b: Spec) -> None:
             )
 
 
-def with_fixes(of: Subject, fixes: tuple[str, ...]) -> Subject:
-    """The same source, mended where it runs."""
-    assert isinstance(of, Elsewhere)
-    return replace(of, fixes=(*of.fixes, *fixes))

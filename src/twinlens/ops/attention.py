@@ -73,6 +73,10 @@ class Scores(Op):
             else see.expand(len(mask), -1, -1, -1)
         )
 
+    def precomputed(self, length: int) -> tuple[Tensor, ...]:
+        """The mask of a prompt without padding."""
+        return (self.allowed(torch.ones(1, length), torch.arange(length))[0, 0],)
+
     def magnitude(self, q: Tensor, k: Tensor, mask: Tensor, slots: Tensor) -> Tensor:
         k = for_each_query_head(k, q.shape[2], self.kv_map)
         size = torch.matmul(q.abs().transpose(1, 2), k.abs().permute(0, 2, 3, 1)) / abs(

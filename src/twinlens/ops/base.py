@@ -49,6 +49,10 @@ class Op:
         """The kernel that also computes the steps which `absorbs` names, or None."""
         return None
 
+    def precomputed(self, length: int) -> tuple[Tensor, ...]:
+        """Tensors that an implementation may have made once for all calls of at most `length` tokens."""
+        return ()
+
     def exact(self) -> Self:
         """The same meaning in float64 by the plain formula.
 

@@ -63,6 +63,7 @@ class NormWeight(Op):
     """
 
     absorbs: ClassVar[tuple[str, ...]] = ("Normalize",)
+    removable: ClassVar[str | None] = "norm.missing"
 
     offset: float = number(0.0, parameter="norm.offset")
     dtype: torch.dtype | None = precision(None, torch.float32, parameter="norm.dtype")

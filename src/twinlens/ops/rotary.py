@@ -100,6 +100,11 @@ class RotaryTable(Op):
         between = ~(wavelength < high) & ~(wavelength > low)
         return torch.where(between, blended, scaled)
 
+    def precomputed(self, length: int) -> tuple[Tensor, ...]:
+        """The table by position, in full and in half width, and the frequencies."""
+        table = self(torch.arange(length)[None])[0]
+        return table, table[:, : self.width // 2], self.frequencies()
+
     def magnitude(self, positions: Tensor) -> Tensor:
         angles = (
             positions[..., None].double()

@@ -39,9 +39,14 @@ class SetField:
 
 @dataclass(frozen=True)
 class Leave:
-    """The step is left out: its first read passes unchanged."""
+    """A step is left out, with those before it that belong to it: what the first reads passes unchanged."""
 
-    site: str
+    sites: tuple[str, ...]
+
+    @property
+    def site(self) -> str:
+        """The first of the sites."""
+        return self.sites[0]
 
     def apply(self, step: Step) -> Step:
         """The step with the change made."""
@@ -49,7 +54,7 @@ class Leave:
 
     def parameter(self, spec: Spec) -> str:
         """The vocabulary's word for it."""
-        return spec.at[self.site].op.removable or "block.parallel"
+        return spec.at[self.sites[-1]].op.removable or "block.parallel"
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,13 +169,13 @@ def _moved(change: SetField | Leave, layer: int) -> Change:
         return site if sites.split(site)[0] is None else sites.block(layer, sites.split(site)[1])
 
     if isinstance(change, Leave):
-        return Leave(there(change.site))
+        return Leave(tuple(there(s) for s in change.sites))
     return SetField(tuple(there(s) for s in change.sites), change.name, change.value)
 
 
 def concerns(change: Change) -> tuple[str, ...]:
     """The sites whose steps a change changes."""
-    return change.sites if isinstance(change, SetField) else (change.site,)
+    return change.sites if isinstance(change, SetField | Leave) else (change.site,)
 
 
 def twins(steps: Iterable[Step], site: str, name: str) -> tuple[str, ...]:

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from twinlens import sites
 from twinlens.parity import hypotheses, orders
-from twinlens.parity.changes import Use, Variant
+from twinlens.parity.changes import SetField, Use, Variant, slot
 from twinlens.parity.merged import Merged
 from twinlens.parity.result import Examination
 from twinlens.parity.rounding import equal
 from twinlens.parity.search import Found, Search
 from twinlens.spec import Spec
 
-_PARTIAL = 0.3
+_PARTIAL = 0.5
 """The least share of an error that a change must explain to be called a partial cause."""
 
 
@@ -76,7 +76,7 @@ class Examiner:
             return Examination(m.target, "rounding", ratio=search.base.ratio)
         share = 0.0 if found is None or found.score.support else 1.0 - found.score.rms / search.base.rms
         nearest = tuple(hypotheses.show(c, self.spec) for c in found.variant.changes) if found else ()
-        if found is None or share < _PARTIAL:
+        if found is None or share < _PARTIAL or not self._credible(found):
             return Examination(m.target, "different", ratio=search.base.ratio, share=0.0, nearest=nearest)
         return Examination(
             m.target,
@@ -88,6 +88,18 @@ class Examiner:
             evidence={**self._evidence(search, found, False), **{("name", k): v for k, v in found.names.items()}},
             nearest=nearest,
         )
+
+    def _credible(self, found: Found) -> bool:
+        """A partial cause is named only where its value is sharp, or its tensor was seen."""
+        for change in found.variant.changes:
+            if isinstance(change, Use) and change.name not in self.own:
+                return False
+            within = found.intervals.get(slot(change))
+            if isinstance(change, SetField) and within is not None:
+                now = getattr(self.spec.at[change.site].op, change.name)
+                if within[1] - within[0] > 0.02 * abs(change.value - (now or 0.0)):
+                    return False
+        return True
 
     def _evidence(self, search: Search, found: Found, bits: bool) -> dict[str, str]:
         before, after = search.base, found.score

@@ -35,12 +35,16 @@ def group_orders(spec: Spec, examined: Mapping[str, Examination]) -> list[Order]
             assert isinstance(change, SetField)
             layer = sites.split(change.site)[0]
             was = plain(getattr(spec.at[change.site].op, change.name))
-            order = Order(change.site, f"order.{change.name}", was, plain(change.value), [] if layer is None else [layer], (change,))
+            order = Order(
+                change.site, f"order.{change.name}", was, plain(change.value),
+                [] if layer is None else [layer], (change,), {change.site: e.target},
+            )  # fmt: skip
             key = (sites.generic(order.site), order.parameter, order.reference, order.candidate)
             if key in groups:
                 before = groups[key]
                 order = dataclasses.replace(
-                    before, layers=sorted({*before.layers, *order.layers}), changes=(*before.changes, change)
+                    before, layers=sorted({*before.layers, *order.layers}), changes=(*before.changes, change),
+                    seen=before.seen | order.seen,
                 )
             groups[key] = order
     return sorted(groups.values(), key=lambda o: _place(spec, o.site))
@@ -70,6 +74,7 @@ def _cause(spec: Spec, change: Change, target: str, e: Examination) -> Cause:
         status="proved" if solved else "partial",
         evidence="; ".join(d for d in described if d),
         changes=(change,),
+        seen={change.site: target},
     )
 
 
@@ -129,6 +134,7 @@ def _joined(a: Cause, b: Cause) -> Cause:
         interval=better.interval,
         candidate=better.candidate,
         changes=changes,
+        seen=a.seen | b.seen,
     )
 
 

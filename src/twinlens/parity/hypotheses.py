@@ -34,7 +34,7 @@ def discrete(merged: Merged, spec: Spec, native: torch.Tensor) -> Iterator[Chang
                 yield from _others(merged, step, name, kind, now)
     for step in merged.steps:
         if step.op.removable:
-            yield Leave(step.writes)
+            yield Leave((*_belonging(step, merged), step.writes))
         if "positions" in step.reads:
             yield from positions(step, merged)
     for step in merged.steps:
@@ -47,6 +47,13 @@ def _others(merged: Merged, step: Step, name: str, kind: Kind, now: Any) -> Iter
     tied = twins(merged.steps, step.writes, name)
     if tied[0] == step.writes:
         yield from (SetField(tied, name, v) for v in kind.alternatives if v != now)
+
+
+def _belonging(step: Step, merged: Merged) -> tuple[str, ...]:
+    """The hidden steps before a step that are one thing with it: normalising, before a norm's weight."""
+    at = {s.writes: s for s in merged.steps}
+    before = at.get(step.reads[0])
+    return (before.writes,) if before is not None and type(before.op).__name__ in step.op.absorbs else ()
 
 
 def positions(step: Step, merged: Merged) -> Iterator[Feed]:

@@ -69,7 +69,9 @@ class Judge:
         self, spec: Spec, weights: Weights, reference: Recording, candidate: Recording, progress: Progress
     ) -> None:
         check_tokens(reference, candidate)
-        self.declared, self.progress = spec, progress
+        self.declared, self.progress, self.first = spec, progress, reference
+        self.reference_spec = spec
+        """The spec as the reference computes it, known after `run`."""
         self.weights: Weights = lambda name: weights(name).detach()
         self.reference, self.candidate = Side.of(reference, weights), Side.of(candidate, weights)
         self.mask = self.reference.sites["mask"]
@@ -91,7 +93,7 @@ class Judge:
         if all(same.values()):
             result.findings = [self._finding(s, None, None, True) for s in self.common]
             return result
-        spec = self._checked_reference(same, result)
+        spec = self.reference_spec = self._checked_reference(same, result)
         examined, natives = self._examine_candidate(spec, same, result)
         result.findings = [self._finding(s, examined.get(s), natives.get(s), same[s]) for s in self.common]
         self._conclude(spec, examined, result)

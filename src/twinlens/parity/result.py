@@ -26,6 +26,8 @@ class Cause:
     status: str
     evidence: str
     changes: tuple[Change, ...] = field(default=(), repr=False, compare=False)
+    seen: dict[str, str] = field(default_factory=dict[str, str], repr=False, compare=False)
+    """For the step of each change, the visible site that closes it."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Order:
     candidate: Any
     layers: list[int]
     changes: tuple[Change, ...] = field(default=(), repr=False, compare=False)
+    seen: dict[str, str] = field(default_factory=dict[str, str], repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Result:
     """Forward-equivalents of replaying and diagnosing."""
     diagnosis_cost: float = 0.0
     """Those of diagnosing alone."""
+    mended: list[str] = field(default_factory=list[str])
+    """What `fix` did to the candidate before this comparison, in its own words."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Ratio:
     @property
     def is_rounding(self) -> bool:
         """Whether rounding explains it."""
-        return self.support == 0 and self.wide <= WIDE
+        return self.support == 0 and (self.wide <= WIDE or self.tight <= TIGHT)
 
     @property
     def is_close(self) -> bool:
@@ -79,6 +79,8 @@ def by_rows(site: str, tensor: Tensor, mask: Tensor) -> Tensor:
     if names[:2] == ("b", "h"):
         tensor = tensor.transpose(1, 2)
     if names[0] != "b":
+        return tensor.reshape(-1, tensor.shape[-1])
+    if bool(mask.all()):
         return tensor.reshape(-1, tensor.shape[-1])
     if tensor.shape[0] != mask.shape[0]:
         tensor = tensor.expand(mask.shape[0], *tensor.shape[1:])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from twinlens.parity import hypotheses, weighing
-from twinlens.parity.changes import Change, SetField, Use, Variant, slot
+from twinlens.parity.changes import Change, Leave, SetField, Variant, concerns, slot
 from twinlens.parity.closed_form import closed_form
 from twinlens.parity.fit import Fit, Fitted, Number, interval, numbers
 from twinlens.parity.merged import Merged, Rows
@@ -154,7 +154,7 @@ class Search:
         found: list[Found] = []
         for state in frontier:
             for change in self._changes():
-                if slot(change) in {slot(c) for c in state.variant.changes}:
+                if clash(change, state.variant):
                     continue
                 trial = Found(state.variant + (change,), self.score(state.variant + (change,), self.scale), dict(state.intervals), dict(state.names))
                 found.append(trial)
@@ -178,7 +178,12 @@ class Search:
         """The fewest numbers that bring the step nearest, by derivative, on top of what is changed already."""
         taken = {(s, c.name) for c in start.variant.changes if isinstance(c, SetField) for s in c.sites}
         fit = Fit(self.merged.prepared(start.variant, self.rows), start.variant, self.scale.weights())
-        free = [n for n in numbers(start.variant.steps(self.merged.steps)) if (n.site, n.name) not in taken]
+        gone = {s for c in start.variant.changes if isinstance(c, Leave) for s in c.sites}
+        free = [
+            n
+            for n in numbers(start.variant.steps(self.merged.steps))
+            if (n.site, n.name) not in taken and n.site not in gone
+        ]
         best, chosen = start, list[Number]()
         while len(chosen) < 3 and len(free) > len(chosen):
             step = self._next_number(fit, chosen, [n for n in free if n not in chosen], start)
@@ -306,6 +311,17 @@ class Search:
             if self.is_explained(score) and score.rms < 1.5 * found.score.rms:
                 found = Found(fewer, score, found.intervals, found.names)
         return found
+
+
+def clash(change: Change, variant: Variant) -> bool:
+    """Whether a change is made already, or concerns a step that is left out."""
+    gone = {s for c in variant.changes if isinstance(c, Leave) for s in c.sites}
+    touched = {s for c in variant.changes for s in concerns(c)}
+    return (
+        slot(change) in {slot(c) for c in variant.changes}
+        or bool(gone.intersection(concerns(change)))
+        or (isinstance(change, Leave) and bool(touched.intersection(change.sites)))
+    )
 
 
 def _lstsq(A: Tensor, b: Tensor) -> Tensor:

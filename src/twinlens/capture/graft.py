@@ -1,0 +1,114 @@
+"""A graft: where a module computes a site, another value takes its place, in the module's own layout."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twinlens.capture.graph import Call, Tracer
+from twinlens.capture.placement import Placement, sizes_of
+from twinlens.errors import CaptureError
+from twinlens.spec import Spec
+
+Value = Callable[[Mapping[str, Tensor]], Tensor]
+"""From the sites so far, in our layout, and the inputs, to the value that a site shall have."""
+
+
+@dataclass(eq=False)
+class Graft:
+    """What was put into a module; `remove` takes it out again."""
+
+    module: nn.Module
+    forward: Callable[..., Any]
+    """The forward that the module had."""
+
+    def remove(self) -> None:
+        """Give the module its own forward back."""
+        own = getattr(self.forward, "__self__", None) is self.module
+        if own:
+            del self.module.__dict__["forward"]  # the class has it
+        else:
+            self.module.forward = self.forward
+
+
+def graft(
+    module: nn.Module, spec: Spec, placement: Placement, replacements: Mapping[str, Value], *, call: Call | None = None
+) -> Graft:  # fmt: skip
+    """From now on every call of `module` computes these sites by other functions.
+
+    Only sites that are placed can be replaced. Calls must run the code that was placed: a call with a cache, say,
+    is refused with a CaptureError.
+    """
+    missing = [s for s in replacements if s not in placement.places]
+    if missing:
+        raise CaptureError(f"{missing[0]} is not visible in {type(module).__name__}; nothing can be put in its place.")
+    forward = module.forward
+    before = forward
+
+    @functools.wraps(forward)
+    def grafted(*args: Any, **kwargs: Any) -> Any:
+        tokens, mask = _inputs(args, kwargs)
+        return _Run(module, spec, placement, replacements, tokens, mask)(before, args, kwargs)
+
+    module.forward = grafted
+    return Graft(module, forward)
+
+
+class _Run:
+    """One call of a grafted module."""
+
+    def __init__(
+        self, module: nn.Module, spec: Spec, placement: Placement, replacements: Mapping[str, Value], tokens: Tensor,
+        mask: Tensor | None,
+    ) -> None:  # fmt: skip
+        self.spec, self.placement, self.tokens, self.mask = spec, placement, tokens, mask
+        self.sizes = sizes_of(spec.shape, tokens)
+        places = placement.places
+        functions = {places[s].node: self._function(s, value) for s, value in replacements.items()}
+        self.tracer = Tracer(module, tokens, mask, placement.nodes, functions)
+
+    def __call__(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        with torch.no_grad(), self.tracer:
+            return forward(*args, **kwargs)
+
+    def _function(self, site: str, value: Value) -> Callable[[Mapping[int, Tensor]], Tensor]:
+        place = self.placement.places[site]
+
+        def replaced(nodes: Mapping[int, Tensor]) -> Tensor:
+            self._check(place.node)
+            found = {
+                s: p.layout.ours(nodes[p.node], self.sizes)
+                for s, p in self.placement.places.items()
+                if p.node in nodes and p.node != place.node
+            }
+            return place.layout.theirs(value({**found, **self._given()}), nodes[place.node])
+
+        return replaced
+
+    def _check(self, node: int) -> None:
+        """Whether this call ran what was placed, up to here."""
+        ran, known = self.tracer.nodes, self.placement.graph.nodes
+        if any(a.function != b.function for a, b in zip(ran[:node], known[:node], strict=True)):
+            raise CaptureError(
+                "the mended module runs other code than when it was mended (a cache, or other arguments); "
+                "call it as it was compared, or fix it again."
+            )
+
+    def _given(self) -> dict[str, Tensor]:
+        b, p = self.tokens.shape
+        slots = torch.arange(p, device=self.tokens.device)
+        mask = torch.ones_like(self.tokens) if self.mask is None else self.mask.long()
+        return {"tokens": self.tokens, "positions": slots.expand(b, p), "mask": mask, "slots": slots}
+
+
+def _inputs(args: Any, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+    tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and not t.is_floating_point()]
+    if not tensors:
+        raise CaptureError("the mended module was called without token ids; call it as module(tokens).")
+    mask = kwargs.get("attention_mask")
+    return tensors[0], mask if isinstance(mask, Tensor) else None

@@ -1,0 +1,1 @@
+"""Environments of other versions: planned, made once, and a recorder run inside them."""

@@ -1,0 +1,38 @@
+"""A source recorded in the environment that it names."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from twinlens.environments.make import make
+from twinlens.environments.run import run_recorder
+from twinlens.recording import Recording
+from twinlens.sources.parse import SourceString
+
+
+def record_elsewhere(
+    source: SourceString, tokens: Tensor, mask: Tensor | None, out: Path, *,
+    mend: tuple[str, str] | None = None, say: Callable[[str], None], overwrite: bool = False,
+) -> Recording:  # fmt: skip
+    """Make the environment if it is not there, run the recorder in it, open what it wrote.
+
+    `mend`: the reference's spec as text and instructions as JSON, applied to the source before it is recorded.
+    Raises EnvironmentFailed, and whatever error the recorder reports.
+    """
+    python = make(source.requirements, say)
+    with tempfile.TemporaryDirectory(prefix="twinlens-tokens-") as folder:
+        given = Path(folder) / "tokens.safetensors"
+        tensors = {"tokens": tokens.to(torch.int64).contiguous()}
+        save_file(tensors | ({} if mask is None else {"mask": mask.to(torch.int64).contiguous()}), given)
+        local = SourceString(source.kind, source.path, source.options)
+        job = {"source": str(local), "tokens": str(given), "out": str(out), "overwrite": overwrite}
+        if mend is not None:
+            job |= {"spec": mend[0], "mend": mend[1]}
+        run_recorder(python, job, say)
+    return Recording.load(out)

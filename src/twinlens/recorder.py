@@ -1,0 +1,91 @@
+"""Runs inside another environment: `python -m twinlens.recorder JOB.json`.
+
+Needs nothing but torch, safetensors and the implementation. Told a source, tokens and a folder, it records; told
+instructions as well, it mends first. What it has to say goes to standard output as JSON lines.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from twinlens.capture import record
+from twinlens.checkpoint import from_module, open_checkpoint
+from twinlens.errors import TwinlensError
+from twinlens.families import declare
+from twinlens.recording import Recording
+from twinlens.sources.build import build
+from twinlens.sources.parse import parse
+from twinlens.spec import Spec, Weights
+
+
+def say(**words: Any) -> None:
+    """One line for whoever started this."""
+    print(json.dumps(words), flush=True)
+
+
+def run(job: dict[str, Any]) -> None:
+    """Build, mend if asked to, record, save."""
+    source = parse(job["source"])
+    given = load_file(job["tokens"])
+    tokens, mask = given["tokens"], given.get("mask")
+    say(progress=f"building {source.kind}:{Path(source.path).name}")
+    built = build(source)
+    spec, weights = declaration(source.path, built.module, source.options)
+    words: list[str] = []
+    if job.get("mend"):
+        words, spec = mended(job, built, spec, weights, tokens, mask)
+    say(progress="recording")
+    made = record(built.module, spec, weights, tokens, mask=mask, call=built.call, about={**built.about, "mended": words})
+    made.config = dict(built.config or {})
+    made.checkpoint = {"path": str(built.checkpoint)} if built.checkpoint else None
+    say(progress="writing")
+    made.save(job["out"], overwrite=bool(job.get("overwrite")))
+    say(done=str(job["out"]))
+
+
+def declaration(path: str, module: torch.nn.Module, options: dict[str, str]) -> tuple[Spec, Weights]:
+    """What the checkpoint is declared to be; the module itself says it where there is no folder."""
+    checkpoint = open_checkpoint(path) if Path(path).is_dir() else from_module(module)
+    dtype = getattr(torch, options.get("dtype", "float32"))
+    spec = declare(checkpoint.config, dtype=dtype)
+    return spec, lambda name: checkpoint.weight(name).to(dtype)
+
+
+def mended(
+    job: dict[str, Any], built: Any, spec: Spec, weights: Weights, tokens: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[list[str], Spec]:
+    """Apply the instructions under the reference's steps."""
+    from twinlens.repair.instructions import from_json
+    from twinlens.repair.mend import Mender
+    from twinlens.text import parse_spec
+
+    say(progress="mending")
+    reference = parse_spec(job["spec"])
+    done = Mender(built.module, reference, weights, tokens, mask, built.call)(from_json(job["mend"]))
+    return done.words, spec
+
+
+def main() -> int:
+    """The job in the file that is named; errors that a user can mend in one line."""
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    try:
+        run(job)
+    except TwinlensError as error:
+        say(error=str(error), kind=type(error).__name__)
+        return 2
+    except OSError as error:
+        say(error=f"{error.strerror or error} ({error.filename or job['out']})", kind="RecordingError")
+        return 2
+    return 0
+
+
+__all__ = ["Recording", "main", "run"]
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Mend a candidate and prove it: the inverse of every cause applied, recorded again, compared again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from twinlens.errors import ComparisonError
+from twinlens.parity.judge import Progress, silent
+from twinlens.repair.instructions import Instruction, instructions, to_json
+
+if TYPE_CHECKING:
+    from twinlens.comparison import Report
+
+
+def wanted(report: Report, *, order: bool) -> list[Instruction]:
+    """What is to be mended after a comparison."""
+    return instructions(report.causes, report.orders if order else [])
+
+
+def fix(report: Report, candidate: object = None, *, order: bool = False, progress: Progress = silent) -> Report:
+    """Apply the inverse edits, record again, compare again.
+
+    Raises:
+        ComparisonError: the candidate is a recording, which nothing can mend.
+    """
+    from twinlens.comparison import run
+    from twinlens.subjects import Elsewhere, Live, subject
+
+    assert report.sides is not None and report.declared is not None and report.tokens is not None
+    assert report.judge is not None
+    side = report.sides[1] if candidate is None else subject(candidate, getattr(report.sides[1], "call", None))
+    these = wanted(report, order=order)
+    spec = report.judge.reference_spec
+    words = list[str]()
+    if isinstance(side, Elsewhere):
+        from twinlens.text import format_spec
+
+        side = replace(side, mend=(format_spec(spec), to_json(these)))
+    elif isinstance(side, Live):
+        from twinlens.repair.mend import Mender
+
+        mender = Mender(side.module, spec, report.judge.weights, report.tokens, report.mask, side.call)
+        words = mender(these).words
+    else:
+        raise ComparisonError(f"{side.name} is no live model; nothing of it can be mended. Print report.patch() instead.")
+    again = run((report.sides[0], side), report.declared, report.tokens, report.mask, progress, reference=report.judge.first)
+    again.mended = side.words if isinstance(side, Elsewhere) else words
+    return again
+
+
+def patch(report: Report, *, order: bool = False) -> str:
+    """What to change, in the candidate's own words, found by trying it and taking it back."""
+    from twinlens.subjects import Live
+
+    these = wanted(report, order=order)
+    assert report.sides is not None and report.judge is not None and report.tokens is not None
+    side = report.sides[1]
+    if isinstance(side, Live):
+        from twinlens.repair.mend import Mender
+
+        mender = Mender(side.module, report.judge.reference_spec, report.judge.weights, report.tokens, report.mask, side.call)
+        done = mender(these)
+        for undo in reversed(done.undo):
+            undo()
+        return "\n".join(done.words)
+    lines = [f"{c.site}: {c.parameter} {c.candidate} -> {c.reference}" for c in report.causes]
+    return "\n".join(lines)
+
+
+__all__ = ["fix", "patch", "wanted"]

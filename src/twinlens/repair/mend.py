@@ -1,0 +1,194 @@
+"""Mend a live module: set what it holds; where nothing holds it, replace what the step gives."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twinlens import sites as names
+from twinlens.capture import Placement, capture, graft, placed
+from twinlens.ops import Op
+from twinlens.repair import handles
+from twinlens.repair.handles import Handle
+from twinlens.repair.instructions import Instruction, read
+from twinlens.sites import INPUTS
+from twinlens.spec import Spec, Step, Weights, evaluate
+
+_BETTER = 0.5
+"""A handle that leaves more than this share of a step's error is not the one."""
+
+
+@dataclass
+class Mended:
+    """What was done, in the implementation's own words, and how to undo it."""
+
+    words: list[str] = field(default_factory=list[str])
+    undo: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+
+
+class Mender:
+    """Applies instructions to one module under the steps of the reference."""
+
+    def __init__(
+        self, module: nn.Module, spec: Spec, weights: Weights, tokens: Tensor, mask: Tensor | None, call: Any = None
+    ) -> None:
+        self.module, self.spec, self.weights, self.call = module, spec, weights, call
+        self.tokens, self.mask = tokens, mask
+        self.placement: Placement = placed(module, spec, weights, mask=mask, call=call)
+        self.done = Mended()
+
+    def __call__(self, wanted: Sequence[Instruction]) -> Mended:
+        """Mend everything that is wanted; steps that no handle mends are replaced together at the end."""
+        left: dict[str, list[Instruction]] = {}
+        by_place: dict[str, list[Instruction]] = {}
+        for i in wanted:
+            by_place.setdefault(i.seen_at, []).append(i)
+        for seen_at, here in by_place.items():
+            for i in here:
+                if not self._set(i, [j for j in here if j is not i]):
+                    left.setdefault(seen_at, []).append(i)
+        if left:
+            self._graft(left)
+        return self.done
+
+    # what the implementation itself holds ------------------------------------------------------------------
+
+    def _set(self, i: Instruction, others: Sequence[Instruction]) -> bool:
+        if i.what == "weight":
+            return self._set_weight(i)
+        if i.what != "field":
+            return False
+        candidates = list(self._handles(i))
+        if not candidates:
+            return False
+        before = self._error(i.seen_at)
+        kept = False
+        for handle in candidates:
+            after = self._tried(handle, i.seen_at)
+            if after <= _BETTER * before or (others and after < before):
+                self._keep(handle)
+                before, kept = after, True
+                if before == 0.0:
+                    break
+            else:
+                with suppress(Exception):
+                    handle.undo()
+        return kept
+
+    def _tried(self, handle: Handle, seen_at: str) -> float:
+        """The error of a step with a handle set; infinite where the implementation refuses it."""
+        try:
+            handle.set()
+            return self._error(seen_at)
+        except Exception:  # the border: an implementation may raise anything at a value that it does not expect
+            return float("inf")
+
+    def _handles(self, i: Instruction) -> Iterator[Handle]:
+        old, new = read(i.candidate), getattr(self.spec.at[i.sites[0]].op, i.name)
+        for holder in handles.holders(self.module, self._layer_paths(i.sites[0])):
+            for site in i.sites:
+                op = self.spec.at[site].op
+                yield from handles.tables(holder, op.replace(**{i.name: read(i.candidate)}), op)
+            if isinstance(old, int | float) and not isinstance(old, bool) and (new is None or isinstance(new, int | float)):
+                yield from handles.numbers(holder, float(old), None if new is None else float(new))
+            if old is None and isinstance(new, int | float):
+                yield from handles.switches(holder, f"{i.name} {i.parameter}", new)
+    def _layer_paths(self, site: str) -> list[str]:
+        """Where the modules of a site's layer stand, by the parameters that were found in it."""
+        layer = names.split(site)[0]
+        if layer is None:
+            return []
+        owners = [
+            anchor.owner
+            for step in self.spec.steps
+            if names.split(step.writes)[0] == layer
+            for _, weight in step.weights
+            if (anchor := self.placement.anchors.get(weight.name)) is not None and anchor.owner
+        ]
+        common = os.path.commonprefix([o.split(".") for o in owners]) if owners else []
+        return [".".join(common)] if common else []
+
+    def _set_weight(self, i: Instruction) -> bool:
+        anchor = self.placement.anchors.get(i.name)
+        if anchor is None or anchor.owner is None:
+            return False
+        parameter = dict(self.module.named_parameters(remove_duplicate=False)).get(anchor.owner)
+        if parameter is None or parameter.untyped_storage().data_ptr() != anchor.tensor.untyped_storage().data_ptr():
+            return False
+        handle = handles.weight(i.name, anchor.tensor, anchor.owner, self.weights(i.name))
+        handle.set()
+        self._keep(handle)
+        return True
+
+    def _keep(self, handle: Handle) -> None:
+        self.done.words.append(handle.words)
+        self.done.undo.append(handle.undo)
+
+    def _error(self, site: str) -> float:
+        """How far a step's value is from the reference's step on the module's own tensors."""
+        found = self._seen()
+        value = found.get(site)
+        if value is None:
+            return float("inf")
+        with torch.no_grad():
+            native = self._native(site, found)
+        x, y = (t.double().clamp_min(-1e30) for t in (value, native))
+        return float((x - y).norm())
+
+    def _seen(self) -> dict[str, Tensor]:
+        graph, placement = capture(
+            self.module, self.spec, self.weights, self.tokens, mask=self.mask, call=self.call, placement=self.placement
+        )
+        return {**self._given(), **dict(placement.reads(graph, self.spec.shape))}
+
+    def _given(self) -> dict[str, Tensor]:
+        b, p = self.tokens.shape
+        slots = torch.arange(p, device=self.tokens.device)
+        mask = torch.ones_like(self.tokens) if self.mask is None else self.mask
+        return {"tokens": self.tokens, "positions": slots.expand(b, p), "mask": mask, "slots": slots}
+
+    def _native(self, site: str, found: Mapping[str, Tensor]) -> Tensor:
+        return evaluate(self._steps(site, found), found, self.weights)[site]
+
+    def _steps(self, site: str, found: Mapping[str, Tensor]) -> tuple[Step, ...]:
+        """The reference's steps to a site from those that the module shows, with what its kernel absorbs."""
+        inner = set(self.spec.hidden) if self.spec.at[site].op.fused() is not None else set[str]()
+        return self.spec.between(site, [s for s in found if s != site and s not in inner and s not in INPUTS])
+
+    # what nothing holds ---------------------------------------------------------------------------------------
+
+    def _graft(self, left: Mapping[str, Sequence[Instruction]]) -> None:
+        places = self.placement.places
+
+        def replaced(site: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
+            before = [s for s in self.spec.sites if s in places and places[s].node < places[site].node]
+            steps = self._steps(site, dict.fromkeys(before, self.tokens))
+
+            def value(found: Mapping[str, Tensor]) -> Tensor:
+                with torch.no_grad():
+                    return evaluate(steps, found, self.weights)[site]
+
+            return value
+
+        made = graft(
+            self.module, self.spec, self.placement, {s: replaced(s) for s in left if s in self.placement.places}, call=self.call
+        )
+        self.done.undo.append(made.remove)
+        for site, these in left.items():
+            fields = ", ".join(sorted({i.name or i.parameter for i in these}))
+            self.done.words.append(f"{site}: computed as {shown(self.spec.at[these[0].sites[0]].op)} ({fields})")
+
+
+def shown(op: Op) -> str:
+    """An operation with the fields that matter, for people."""
+    from twinlens.text import format_value
+    from twinlens.fields import kinds
+
+    said = [f"{n}={format_value(v)}" for n, k, v in kinds(op) if k.name != "size" and v is not None]
+    return f"{type(op).__name__}({', '.join(said)})"
