@@ -11,11 +11,9 @@ import json
 import os
 import subprocess
 import tempfile
-import threading
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from twinlens import errors
 from twinlens.environments.make import clean_environ
@@ -24,7 +22,7 @@ from twinlens.errors import EnvironmentFailed, TwinlensError
 PACKAGE = Path(__file__).parents[1]
 """The folder of twinlens itself, lent to the other environment."""
 
-KEPT_LINES = 200  # of the recorder's standard error: a traceback, not hours of warnings
+GRACE_SECONDS = 10.0
 
 
 def run_recorder(
@@ -52,28 +50,43 @@ def run_recorder(
         job_file = border / "job.json"
         job_file.write_text(json.dumps(job), encoding="utf-8")
         _lend_package(border)
-        try:
-            process = subprocess.Popen(
-                [python, "-m", module, job_file],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                env=_environ(border),
-            )
-        except OSError as error:
-            raise EnvironmentFailed(
-                f"{python} does not start ({error}); remove its environment's folder, and it is "
-                "made anew."
-            ) from error
-        with process:
+        # A file and not a pipe: a recorder that warns a lot must not wait for us to read it.
+        with (border / "stderr").open("w+", encoding="utf-8", errors="replace") as words:
             try:
-                _listen(process, progress)
-            except BaseException:
-                process.kill()  # interrupted, or an error told: nothing may go on writing
-                raise
+                process = subprocess.Popen(
+                    [python, "-m", module, job_file],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=words,
+                    text=True,
+                    encoding="utf-8",
+                    errors="replace",
+                    env=_environ(border),
+                )
+            except OSError as error:
+                raise EnvironmentFailed(
+                    f"{python} does not start ({error}); remove its environment's folder, and it "
+                    "is made anew."
+                ) from error
+            with process:
+                try:
+                    done = _listen(process, progress)
+                except TwinlensError:
+                    _let_end(process)
+                    raise
+                except BaseException:
+                    process.kill()  # interrupted: nothing may go on writing
+                    raise
+            if process.returncode or not done:
+                raise EnvironmentFailed(_obituary(python, process.returncode, border / "stderr"))
+
+
+def _let_end(process: "subprocess.Popen[str]") -> None:
+    """After its error a recorder may tidy up, but not for ever."""
+    try:
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _lend_package(border: Path) -> None:
@@ -105,12 +118,9 @@ def _environ(border: Path) -> dict[str, str]:
     }
 
 
-def _listen(process: "subprocess.Popen[str]", progress: Callable[[str], None]) -> None:
-    assert process.stdout is not None  # pipes were asked for
-    assert process.stderr is not None
-    last: deque[str] = deque(maxlen=KEPT_LINES)
-    reader = threading.Thread(target=_keep, args=(process.stderr, last), daemon=True)
-    reader.start()  # beside the other pipe: a full one would stop the recorder
+def _listen(process: "subprocess.Popen[str]", progress: Callable[[str], None]) -> bool:
+    """Hear the recorder to its end; whether it said that it is done."""
+    assert process.stdout is not None  # a pipe was asked for
     done = False
     for line in process.stdout:
         told = _message(line)
@@ -119,15 +129,7 @@ def _listen(process: "subprocess.Popen[str]", progress: Callable[[str], None]) -
         if "progress" in told:
             progress(str(told["progress"]))
         done = done or "done" in told
-    status = process.wait()
-    reader.join(timeout=5)
-    if status or not done:
-        raise EnvironmentFailed(_obituary(process.args, status, last))
-
-
-def _keep(pipe: IO[str], last: "deque[str]") -> None:
-    for line in pipe:
-        last.append(line.rstrip())
+    return done
 
 
 def _message(line: str) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def _error(told: dict[str, Any]) -> TwinlensError:
     return EnvironmentFailed(str(told["error"]))
 
 
-def _obituary(command: Any, status: int, last: "deque[str]") -> str:
+def _obituary(python: Path, status: int, stderr: Path) -> str:
     if status < 0:
         how = f"was killed by signal {-status}"
         if status == -9:
@@ -155,6 +157,7 @@ def _obituary(command: Any, status: int, last: "deque[str]") -> str:
         how = f"ended with status {status}"
     else:
         how = "ended without a recording"
-    words = [line.strip() for line in last if line.strip()][-3:]
-    told = f"; its last words: {' | '.join(words)[-500:]}" if words else " and said nothing"
-    return f"The recorder in {Path(command[0]).parents[1].name} {how}{told}."
+    lines = stderr.read_text(encoding="utf-8", errors="replace").splitlines()
+    words = " | ".join([line.strip() for line in lines if line.strip()][-3:])
+    told = f"; its last words: {words[-500:]}" if words else " and said nothing"
+    return f"The recorder in {python.parents[1].name} {how}{told}."
