@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -20,7 +20,7 @@ else:
 
 
 @contextmanager
-def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+def locked(path: Path, waiting: Callable[[], None]) -> Generator[None, None, None]:
     """Hold the lock on `path`; where another process holds it, say so once and wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:

@@ -22,7 +22,7 @@ class Built:
 
     Attributes:
         module: in eval mode, without gradients.
-        call: how to call it; `None`: as `module(tokens)`, with `attention_mask=` where it takes one.
+        call: how to call it; `None`: `module(tokens)`, with `attention_mask=` where it takes one.
         about: `implementation`, its versions and settings, for the manifest of a recording.
         config: the checkpoint's own config as it stands on disk, or as its header says it.
         checkpoint: the folder or file of the weights.

@@ -4,10 +4,8 @@ Runs with transformers 4.43 to 5.x. Only safetensors and GGUF are read (a pickle
 code of the checkpoint is run, and no hub is asked.
 """
 
-import contextlib
 import importlib.util
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from twinlens.errors import CheckpointError, SourceError
 from twinlens.sources.built import Built, Call, dtype_of, first_sentence, numbers, version_of
+from twinlens.sources.quiet import without_progress_bars
 
 
 def build(path: str, *, attn: str = "eager", dtype: str = "float32") -> Built:
@@ -48,7 +47,7 @@ def build(path: str, *, attn: str = "eager", dtype: str = "float32") -> Built:
 
 
 def call_of(module: nn.Module) -> Call:
-    """A call without a key/value cache: 4.43.2 would make a cache with an own window for Gemma-2."""
+    """A call without a key/value cache: 4.43.2 makes one with a window of its own for Gemma-2."""
 
     def call(tokens: Tensor, mask: Tensor | None) -> Tensor:
         return module(input_ids=tokens, attention_mask=mask, use_cache=False).logits
@@ -90,17 +89,19 @@ def _load(
     }
     # Weights stay mapped from disk instead of being copied; 5.x always does so. A GGUF file is
     # dequantised anyhow.
-    if numbers(version) < (5,) and "gguf_file" not in where and _installed("accelerate"):
+    has_accelerate = importlib.util.find_spec("accelerate") is not None
+    if numbers(version) < (5,) and "gguf_file" not in where and has_accelerate:
         settings["low_cpu_mem_usage"] = True
     try:
-        with _without_progress_bars():
-            module, info = AutoModelForCausalLM.from_pretrained(**where, **settings)
+        with without_progress_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(**where, **settings)
     except Exception as error:  # the border: transformers raises a dozen kinds, all meaning "no"
         kind = CheckpointError if "safetensor" in type(error).__name__.lower() else SourceError
         raise kind(
             f"transformers {version} cannot load {place} with attn={attn}, dtype={dtype}: "
             f"{first_sentence(error)}."
         ) from error
+    module, info = loaded
     # transformers fills a missing weight with random numbers and goes on.
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(
@@ -114,20 +115,3 @@ def _config(place: Path, module: Any) -> dict[str, Any]:
     if place.is_dir():
         return json.loads((place / "config.json").read_text(encoding="utf-8"))
     return json.loads(module.config.to_json_string(use_diff=False))
-
-
-def _installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
-
-
-@contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

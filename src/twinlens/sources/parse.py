@@ -31,6 +31,14 @@ KINDS = {
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 ATTENTIONS = ("eager", "sdpa")
 
+# What each option of each kind may be; None: anything.
+_KNOWN: dict[str, dict[str, tuple[str, ...] | None]] = {
+    "hf": {"attn": ATTENTIONS, "dtype": DTYPES},
+    "native": {"attn": ATTENTIONS, "dtype": DTYPES},
+    "tl": {"dtype": DTYPES, "model": None},
+    "recording": {},
+}
+
 # A name, perhaps with extras, perhaps with version clauses. A clause after a comma belongs to the
 # requirement before it, so that `transformers>=4.43,<5` is one requirement.
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?(?:\[[A-Za-z0-9._,-]+\])?"
@@ -163,12 +171,7 @@ def _is_recording(place: Path) -> bool:
 def _check_options(kind: str, options: dict[str, str], text: str) -> None:
     if kind == "torch":
         return  # they are the function's own arguments
-    known: dict[str, tuple[str, ...] | None] = {
-        "hf": {"attn": ATTENTIONS, "dtype": DTYPES},
-        "native": {"attn": ATTENTIONS, "dtype": DTYPES},
-        "tl": {"dtype": DTYPES, "model": None},
-        "recording": {},
-    }[kind]
+    known = _KNOWN[kind]
     for key, value in options.items():
         if key not in known:
             allowed = f"it takes {', '.join(known)}" if known else "it takes none"

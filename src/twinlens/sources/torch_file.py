@@ -32,8 +32,12 @@ def build(path: str, **arguments: str) -> Built:
     if not file.is_file():
         raise SourceError(f"{name} does not exist; torch:FILE.py:make needs a Python file.")
     made: object = _run(lambda: _make(file, function)(**arguments), file)
-    module, call = cast(tuple[Any, Any], made) if _is_pair(made) else (made, None)
-    if not isinstance(module, nn.Module) or not (call is None or callable(call)):
+    module: object = made
+    call: Any = None
+    if isinstance(made, tuple) and len(cast(tuple[object, ...], made)) == 2:
+        module, call = cast(tuple[object, Any], made)
+    has_call = call is None or callable(cast(object, call))
+    if not isinstance(module, nn.Module) or not has_call:
         raise SourceError(
             f"{function}() in {name} returned {_kind(made)}; it must return a torch.nn.Module, or "
             "a module and a call(tokens, mask)."
@@ -86,10 +90,6 @@ def _run(build_it: Callable[[], object], file: Path) -> object:
 
 def _same(frame: traceback.FrameSummary, file: Path) -> bool:
     return frame.filename == str(file)
-
-
-def _is_pair(made: object) -> bool:
-    return isinstance(made, tuple) and len(cast(tuple[object, ...], made)) == 2
 
 
 def _kind(made: object) -> str:

@@ -6,8 +6,9 @@ converter renames them; nothing is folded or centred. From 3.0 on it is a `Trans
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from twinlens.errors import CheckpointError, SourceError
 from twinlens.sources import hf
 from twinlens.sources.built import Built, Call, dtype_of, first_sentence, numbers, version_of
-from twinlens.sources.transformer_lens_table import entry_for, hooked_config
+from twinlens.sources.transformer_lens_bridge import bridge, bridge_call
+from twinlens.sources.transformer_lens_table import entry_for, hooked_config, loading
 
 
 def build(path: str, *, model: str | None = None, dtype: str = "float32") -> Built:
@@ -26,7 +28,7 @@ def build(path: str, *, model: str | None = None, dtype: str = "float32") -> Bui
 
     Args:
         path: a folder with config.json and safetensors.
-        model: the entry of TransformerLens's table, such as `gpt2`; chosen by config.json if absent.
+        model: the entry of TransformerLens's table, such as `gpt2`; absent: by config.json.
         dtype: in which the weights are held and the model computes.
 
     Raises:
@@ -45,7 +47,9 @@ def build(path: str, *, model: str | None = None, dtype: str = "float32") -> Bui
         )
     entry = model or ("" if bridged else entry_for(live.config or {}))
     try:
-        module = _bridge(path, live, dtype) if bridged else _hooked(entry, live, dtype)
+        module = (
+            bridge(path, live.module, dtype_of(dtype)) if bridged else _hooked(entry, live, dtype)
+        )
     except Exception as error:  # the border: asserts, KeyErrors, shape errors of three generations
         raise SourceError(
             f"TransformerLens {version} cannot build {path}"
@@ -58,19 +62,18 @@ def build(path: str, *, model: str | None = None, dtype: str = "float32") -> Bui
         "class": type(module).__name__,
         **({"model": entry} if entry else {}),
     }
-    call = _bridge_call(module) if bridged else _hooked_call(module)
+    call = bridge_call(module) if bridged else _hooked_call(module)
     return Built(module.eval().requires_grad_(False), call, about, live.config, live.checkpoint)
 
 
 def _hooked(entry: str, live: Built, dtype: str) -> nn.Module:
-    from transformer_lens import HookedTransformer
-    from transformer_lens import loading_from_pretrained as loading
-
-    name = loading.get_official_model_name(entry)
+    name = loading().get_official_model_name(entry)
     config = hooked_config(name, live.module, dtype_of(dtype))
-    model = HookedTransformer(config, move_to_device=False)
+    model: Any = import_module("transformer_lens").HookedTransformer(config, move_to_device=False)
     # With a live model at hand this only calls the converter for `config.original_architecture`.
-    state = loading.get_pretrained_state_dict(name, config, hf_model=live.module, dtype=config.dtype)
+    state = loading().get_pretrained_state_dict(
+        name, config, hf_model=live.module, dtype=config.dtype
+    )
     model.load_and_process_state_dict(
         state,
         fold_ln=False,
@@ -96,42 +99,15 @@ def _hooked_call(module: Any) -> Call:
 
 
 @contextmanager
-def _left_padded(module: Any, mask: Tensor) -> Iterator[None]:
+def _left_padded(module: Any, mask: Tensor) -> Generator[None, None, None]:
     """2.3.0 overwrites the mask that `forward` is given by the one that its tokenizer implies.
 
     So a left-padding tokenizer stands in, and the function that asks it answers with our mask.
     """
-    from transformer_lens import utils
-
+    utils: Any = import_module("transformer_lens.utils")
     tokenizer = SimpleNamespace(padding_side="left")
     with (
         mock.patch.object(module, "tokenizer", tokenizer),
-        mock.patch.object(utils, "get_attention_mask", lambda *_: mask),
+        mock.patch.object(utils, "get_attention_mask", return_value=mask),
     ):
         yield
-
-
-def _bridge(path: str, live: Built, dtype: str) -> nn.Module:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers import PreTrainedTokenizerFast
-
-    # It insists on a tokenizer, which a checkpoint need not have; only token ids are ever passed.
-    nothing = Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>"))
-    return TransformerBridge.boot_transformers(
-        path,
-        hf_model=live.module,
-        tokenizer=PreTrainedTokenizerFast(
-            tokenizer_object=nothing, unk_token="<unk>", eos_token="<unk>"
-        ),
-        device="cpu",
-        dtype=dtype_of(dtype),
-    )
-
-
-def _bridge_call(module: Any) -> Call:
-    def call(tokens: Tensor, mask: Tensor | None) -> Tensor:
-        return module(tokens, attention_mask=mask, return_type="logits")
-
-    return call

@@ -5,6 +5,7 @@ meaning (scales, caps, eps, activation, rotary settings, which layers are local)
 it stands, right or wrong; only what is size comes from the checkpoint.
 """
 
+from importlib import import_module
 from typing import Any
 from unittest import mock
 
@@ -22,21 +23,25 @@ _ENTRIES = {
 }
 
 
+def loading() -> Any:
+    """TransformerLens's module of loaders, which is not installed where this file is checked."""
+    return import_module("transformer_lens.loading_from_pretrained")
+
+
 def entry_for(config: dict[str, Any]) -> str:
     """The official model whose entry TransformerLens would use for this config.json.
 
     Raises:
         SourceError: none is known for this model type, or this version lists none.
     """
-    from transformer_lens.loading_from_pretrained import OFFICIAL_MODEL_NAMES
-
+    official: list[str] = loading().OFFICIAL_MODEL_NAMES
     kind = str(config.get("model_type"))
     # 5.x writes rope_parameters, 4.x rope_scaling; 4.43 also wrote `type` for `rope_type`.
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if kind == "llama" and "llama3" in (rope.get("rope_type"), rope.get("type")):
         kind = "llama with llama3 scaling"
     for name in _ENTRIES.get(kind, ()):
-        if name in OFFICIAL_MODEL_NAMES:
+        if name in official:
             return name
     raise SourceError(
         f"twinlens has no default entry of TransformerLens's table for a model of type {kind!r}; "
@@ -52,8 +57,7 @@ def hooked_config(name: str, live: nn.Module, dtype: torch.dtype) -> Any:
         live: the checkpoint, loaded by transformers.
         dtype: in which the weights are held.
     """
-    from transformer_lens import loading_from_pretrained as loading
-
+    table_of = loading()
     config: Any = live.config
     # The hub's config.json of gpt2 has this key, one that is written by GPT2Config has not.
     if config.model_type == "gpt2" and "n_ctx" not in vars(config):
@@ -61,7 +65,7 @@ def hooked_config(name: str, live: nn.Module, dtype: torch.dtype) -> Any:
     # For some names the table asks the hub for a config; the checkpoint's own is the answer, and
     # nothing leaves this machine.
     answer = mock.Mock(**{"from_pretrained.return_value": config})
-    read_table: Any = loading.convert_hf_model_config
+    read_table: Any = table_of.convert_hf_model_config
 
     def at_this_size(*args: Any, **kwargs: Any) -> dict[str, Any]:
         table = read_table(*args, **kwargs)
@@ -69,10 +73,10 @@ def hooked_config(name: str, live: nn.Module, dtype: torch.dtype) -> Any:
         return {**table, **_sizes(table, config), "tokenizer_name": None}
 
     with (
-        mock.patch.object(loading, "AutoConfig", answer),
-        mock.patch.object(loading, "convert_hf_model_config", at_this_size),
+        mock.patch.object(table_of, "AutoConfig", answer),
+        mock.patch.object(table_of, "convert_hf_model_config", at_this_size),
     ):
-        return loading.get_pretrained_model_config(
+        return table_of.get_pretrained_model_config(
             name, hf_cfg=config.to_dict(), fold_ln=False, device="cpu", dtype=dtype
         )
 
