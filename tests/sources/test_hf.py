@@ -98,3 +98,12 @@ def test_what_transformers_does_not_know_is_refused_in_one_sentence(damaged: Pat
 def test_an_absent_path_is_refused(path: str):
     with pytest.raises(CheckpointError, match="does not exist"):
         hf.build(path)
+
+
+def test_a_gguf_file_is_a_model(smollm2_path: Path):
+    built = hf.build(str(smollm2_path), dtype="bfloat16")
+    assert built.config is not None
+    assert built.config["num_hidden_layers"] == 30
+    assert built.checkpoint == smollm2_path
+    assert built.call is not None
+    assert built.call(TOKENS[:1], None).isfinite().all()

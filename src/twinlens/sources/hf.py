@@ -29,10 +29,8 @@ def build(path: str, *, attn: str = "eager", dtype: str = "float32") -> Built:
         CheckpointError: no such file, no safetensors, weights missing or cut short.
         SourceError: transformers is not installed, or refuses this model or setting.
     """
-    version = version_of("transformers", "hf:PATH")
-    place = Path(path)
-    where = _where(place)
-    module, unread = _load(place, where, attn, dtype, version)
+    version, place = version_of("transformers", "hf:PATH"), Path(path)
+    module, unread = _load(place, _where(place), attn, dtype, version)
     about = {
         "implementation": "transformers",
         "transformers": version,
@@ -43,7 +41,11 @@ def build(path: str, *, attn: str = "eager", dtype: str = "float32") -> Built:
     }
     if unread:
         about["unread_weights"] = ", ".join(unread)
-    return Built(module, call_of(module), about, _config(place, module), place.absolute())
+    config = _config(place, module)
+    # What 5.x writes, 4.x takes for a stranger's key and rotates with base 10000, unscaled.
+    if numbers(version) < (5,) and "rope_parameters" in config and "rope_theta" not in config:
+        about["unread_config"] = "rope_parameters"
+    return Built(module, call_of(module), about, config, place.absolute())
 
 
 def call_of(module: nn.Module) -> Call:
