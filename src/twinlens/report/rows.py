@@ -112,7 +112,7 @@ def _causes(report: Result) -> Iterator[Table]:
 
 
 def _reference(report: Result) -> Iterator[Table]:
-    """Rule 10: the reference is taken as it computes, and where its config says otherwise is said."""
+    """The reference is taken as it computes; where its own config says otherwise is said here."""
     if report.reference_edits:
         title = "The reference differs from its own config: config → as it computes"
         yield _of_causes(title, report.reference_edits, report)

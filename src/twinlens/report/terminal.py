@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import StringIO
 
 from rich.box import SIMPLE_HEAD
@@ -22,16 +22,28 @@ COLOURS = {"identical": "green", "rounding": "green", "different": "red"}
 
 def text(report: Result) -> str:
     """The whole report without colours."""
-    console = Console(width=WIDTH, file=StringIO(), color_system=None, legacy_windows=False)
-    show(report, console)
-    assert isinstance(console.file, StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())
+    return _plain(_parts(page(report)))
+
+
+def table_text(table: Table) -> str:
+    """One table without its title."""
+    return _plain([rendered(table)])
+
+
+def _plain(parts: Iterable[RenderableType]) -> str:
+    console = Console(width=WIDTH, file=(file := StringIO()), color_system=None)
+    _print(parts, console)
+    return "\n".join(line.rstrip() for line in file.getvalue().rstrip().splitlines())
 
 
 def show(report: Result, console: Console) -> None:
     """Print it on a console, 100 columns wide."""
-    for part in _parts(page(report)):
-        console.print(part, highlight=False, markup=False, soft_wrap=False, width=WIDTH)
+    _print(_parts(page(report)), console)
+
+
+def _print(parts: Iterable[RenderableType], console: Console) -> None:
+    for part in parts:
+        console.print(part, highlight=False, markup=False, width=WIDTH)
 
 
 def _parts(of: Page) -> Iterator[RenderableType]:

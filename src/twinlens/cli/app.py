@@ -1,0 +1,180 @@
+"""The commands, their options and their help. What they do is imported when they do it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Are two implementations of a transformer the same model? If not: where, why, mended.",
+    epilog="Exit status: 0 identical or rounding, 1 different, 2 could not compare.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+class Sites(StrEnum):
+    """Which sites are compared."""
+
+    all = "all"
+    sublayers = "sublayers"
+    residual = "residual"
+    logits = "logits"
+    logprobs = "logprobs"
+
+
+Text = Annotated[
+    str | None, typer.Option(help="Run this text; needs the tokenizer of the reference.")
+]
+Tokens = Annotated[
+    Path | None,
+    typer.Option(help="Run these ids: a JSON list of lists, or safetensors with `tokens`, `mask`."),
+]
+ModelPath = Annotated[
+    Path | None,
+    typer.Option("--model", help="A checkpoint that says what model this is (config and weights)."),
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Write everything as JSON.")]
+Markdown = Annotated[Path | None, typer.Option(help="Write the tables as Markdown.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Print the help where no command is given."""
+    if version:
+        import twinlens
+
+        typer.echo(f"twinlens {twinlens.__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command(short_help="Same model or not, where they part, why.")
+def compare(
+    reference: Annotated[str, typer.Argument(help="hf:PATH, tl:PATH, native:PATH or PATH.")],
+    candidate: Annotated[str, typer.Argument(help="The same, or torch:FILE.py:make.")],
+    text: Text = None,
+    tokens: Tokens = None,
+    probe: Annotated[str | None, typer.Option(help="`auto`, in a later version.")] = None,
+    sites: Annotated[Sites, typer.Option(help="Which sites to compare.")] = Sites.all,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Mend the candidate in memory, and compare again.")
+    ] = False,
+    order: Annotated[
+        bool, typer.Option("--order", help="As --fix, and to the last bit: orders as well.")
+    ] = False,
+    json: Json = None,
+    markdown: Markdown = None,
+    html: Annotated[Path | None, typer.Option(help="In a later version.")] = None,
+    model: ModelPath = None,
+) -> int:
+    """Compare two implementations: the same model or not, where they part, and why.
+
+    Without --text or --tokens both run seeded random tokens, longer than the attention window.
+    A source may say in which environment it runs; twinlens makes that environment once.
+
+    \b
+    Examples:
+      twinlens compare hf:models/gemma-2-2b "hf:models/gemma-2-2b?attn=sdpa"
+      twinlens compare models/llama torch:my_port.py:make --text "The cat sat" --json report.json
+      twinlens compare hf:G@transformers==4.43.2 \\
+          tl:G@transformer-lens==2.3.0,transformers==4.43.2 --fix --order
+    """  # noqa: D301  (\b keeps the lines, and the help needs one backslash at their end)
+    from twinlens.cli import comparing
+
+    comparing.refuse_later(probe, sites, html)
+    return comparing.compare(
+        (reference, candidate),
+        text=text,
+        tokens=tokens,
+        sites=sites,
+        fix=fix or order,
+        order=order,
+        files=comparing.Files(json, markdown),
+        model=model,
+    )
+
+
+@app.command(short_help="Record every tensor of a run.")
+def record(
+    source: Annotated[str, typer.Argument(help="What to record, as for compare.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
+    text: Text = None,
+    tokens: Tokens = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier recording.")
+    ] = False,
+    model: ModelPath = None,
+) -> int:
+    """Record one run: every tensor at a known site, as safetensors and a manifest.
+
+    \b
+    Examples:
+      twinlens record hf:models/gemma-2-2b -o runs/eager --text "The cat sat on the mat"
+      twinlens record tl:G@transformer-lens==2.3.0,transformers==4.43.2 -o runs/tl
+      twinlens record torch:my_port.py:make --model models/llama -o runs/port --tokens ids.json
+    """  # noqa: D301
+    from twinlens.cli import recording
+
+    return recording.record(source, out, text, tokens, model, overwrite=overwrite)
+
+
+@app.command(short_help="Say what a recording holds.")
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a recording.")],
+    site: Annotated[str | None, typer.Argument(help="One site, with its numbers.")] = None,
+) -> int:
+    """Say what a recording holds: implementation, versions, calls, sites.
+
+    \b
+    Examples:
+      twinlens show runs/eager
+      twinlens show runs/eager blocks.3.attn.hook_pattern
+    """  # noqa: D301
+    from twinlens.cli import showing
+
+    return showing.show(folder, site)
+
+
+@app.command(short_help="Compare two recordings.")
+def explain(
+    reference: Annotated[Path, typer.Argument(metavar="REC_A", help="The reference's recording.")],
+    candidate: Annotated[Path, typer.Argument(metavar="REC_B", help="The candidate's recording.")],
+    model: ModelPath = None,
+    json: Json = None,
+    markdown: Markdown = None,
+) -> int:
+    """Compare two recordings: where they part, and why.
+
+    What the model is declared to be is read from --model, else from the checkpoint that the
+    manifest of REC_A names.
+
+    \b
+    Examples:
+      twinlens explain runs/eager runs/tl
+      twinlens explain runs/theirs runs/mine --model models/llama --markdown report.md
+    """  # noqa: D301
+    from twinlens.cli import comparing
+
+    return comparing.explain((reference, candidate), model, files=comparing.Files(json, markdown))
+
+
+@app.command(short_help="See it work on real weights.")
+def demo() -> int:
+    """Real weights, real implementations: the same model or not, why, mended.
+
+    \b
+    Example:
+      twinlens demo
+    """  # noqa: D301
+    from twinlens import demo as shown
+
+    return int(shown.main() or 0)

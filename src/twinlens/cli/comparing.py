@@ -1,0 +1,154 @@
+"""`twinlens compare` and `twinlens explain`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from twinlens import comparison
+from twinlens.cli import DIFFERENT, SAME, inputs
+from twinlens.cli.watch import Watch
+from twinlens.comparison import Report
+from twinlens.errors import ComparisonError, InputError
+from twinlens.recording import Recording
+from twinlens.report import as_json, files, markdown, terminal
+from twinlens.sources.parse import ATTENTIONS, DTYPES, parse
+from twinlens.subjects import Declaration, Recorded, check_alike, declared_at, subject
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where reports are written besides the terminal."""
+
+    json: Path | None = None
+    markdown: Path | None = None
+
+    def check(self) -> None:
+        """Raises OSError where one cannot be written, before anything long begins."""
+        for path in (self.json, self.markdown):
+            if path is not None:
+                files.check(path)
+
+    def write(self, report: Report, after_fix: Report | None = None) -> None:
+        """Write them; of a mended candidate both comparisons."""
+        if self.json is not None:
+            files.write(self.json, as_json.text(report, after_fix=after_fix))
+        if self.markdown is not None:
+            parts = [report] if after_fix is None else [report, after_fix]
+            files.write(self.markdown, "\n".join(markdown.text(part) for part in parts))
+
+
+def refuse_later(probe: str | None, sites: str, html: Path | None) -> None:
+    """Raises InputError for what a later version will do."""
+    if probe is not None:
+        raise InputError(
+            f"--probe {probe} is not there yet, it comes with more families; leave it out for "
+            "seeded random tokens, or give --text or --tokens."
+        )
+    if sites in ("logits", "logprobs"):
+        raise InputError(
+            f"--sites {sites} is not there yet, it comes with the diagnosis of runs that show "
+            "little else; give all, sublayers or residual."
+        )
+    if html is not None:
+        raise InputError("--html is not there yet, it comes later; give --markdown or --json.")
+
+
+def compare(
+    sources: tuple[str, str],
+    *,
+    text: str | None,
+    tokens: Path | None,
+    sites: str,
+    fix: bool,
+    order: bool,
+    files: Files,
+    model: Path | None,
+) -> int:
+    """Compare two sources, mend the second one if that is wanted; the exit status."""
+    files.check()
+    if fix:
+        _refuse_unmendable(sources[1])
+    ids, mask = inputs.given(text, tokens, model or inputs.checkpoint_of(sources[0]))
+    with Watch() as watch:
+        chosen: dict[str, Any] = {} if sites == "all" else {"sites": sites}
+        chosen |= {"progress": watch.progress, "say": watch.say}
+        if model is None:
+            report = comparison.compare(*sources, tokens=ids, mask=mask, **chosen)
+        else:
+            sides, declared = (subject(sources[0]), subject(sources[1])), declared_at(str(model))
+            ids, mask = comparison.inputs_of(sides, declared.spec, ids, mask)
+            report = comparison.run(sides, declared, ids, mask, **chosen)
+    _print(report)
+    files.write(report)
+    return _mended(report, order=order, files=files) if fix else status(report)
+
+
+def _refuse_unmendable(candidate: str) -> None:
+    kind = parse(candidate).kind
+    if kind in ("recording", "native"):
+        what = "a recording" if kind == "recording" else "twinlens's own model"
+        raise InputError(
+            f"--fix mends an implementation, and {candidate} is {what}; leave --fix out."
+        )
+
+
+def _mended(report: Report, *, order: bool, files: Files) -> int:
+    if not report.causes and not (order and report.orders):
+        print("\nThere is nothing to mend.")
+        return status(report)
+    with Watch() as watch:
+        watch.say("mending")
+        after = report.fix(order=order, progress=watch.progress)
+    print("\nAfter the fix\n")
+    _print(after)
+    files.write(report, after)
+    return status(after)
+
+
+def explain(recordings: tuple[Path, Path], model: Path | None, *, files: Files) -> int:
+    """Compare two recordings; the exit status."""
+    files.check()
+    a, b = (Recorded(Recording.load(path), str(path)) for path in recordings)
+    with Watch() as watch:
+        declared = _declared(a, model)
+        for side in (a, b):
+            if (said := side.said()) is not None:
+                check_alike(declared.spec, said)
+        ids, mask = comparison.inputs_of((a, b), declared.spec, None, None)
+        report = comparison.run((a, b), declared, ids, mask, watch.progress, watch.say)
+    _print(report)
+    files.write(report)
+    return status(report)
+
+
+def _declared(reference: Recorded, model: Path | None) -> Declaration:
+    where = model or (reference.recording.checkpoint or {}).get("path")
+    if where is None:
+        raise ComparisonError(
+            f"the manifest of {reference.name} names no checkpoint; give --model PATH of a folder "
+            "with config.json and weights, or of a .gguf file."
+        )
+    if not Path(where).exists():
+        raise ComparisonError(
+            f"{where}, the checkpoint of {reference.name}, does not exist; give --model PATH."
+        )
+    about, known = reference.recording.about, {"attn": ATTENTIONS, "dtype": DTYPES}
+    options = {k: str(about[k]) for k, values in known.items() if about.get(k) in values}
+    return declared_at(str(where), **options)
+
+
+def status(report: Report) -> int:
+    """0 for the same model, to rounding; 1 for another one."""
+    return DIFFERENT if report.verdict == "different" else SAME
+
+
+def _print(report: Report) -> None:
+    if sys.stdout.isatty():
+        terminal.show(report, Console())
+    else:
+        print(terminal.text(report))
