@@ -140,7 +140,8 @@ def rotary(c: Config, width: int, dtype: torch.dtype, theta: float = 10000.0) ->
     missing = [key for key in _SCALING[kind] if key not in said]
     if missing:
         raise ConfigError(
-            f"the config asks for rotary scaling {kind!r} without {missing[0]!r}; add it to config.json"
+            f"the config asks for rotary scaling {kind!r} without {missing[0]!r}; add it to "
+            f"config.json"
         )
     numbers = {ours: float(said[theirs]) for theirs, ours in _SCALING[kind].items()}
     return table if kind == "default" else table.replace(scaling=kind, **numbers)

@@ -50,7 +50,7 @@ class Op:
         return None
 
     def precomputed(self, length: int) -> tuple[Tensor, ...]:
-        """Tensors that an implementation may have made once for all calls of at most `length` tokens."""
+        """Tensors that an implementation may have made once for all calls up to `length` tokens."""
         return ()
 
     def exact(self) -> Self:

@@ -50,9 +50,7 @@ class Activate(Op):
         return _act(self, x)
 
     def magnitude(self, x: Tensor) -> Tensor:
-        return (
-            x.abs()
-        )  # 1 + erf(x) cancels for negative x: an error relative to x, not to the result
+        return _size(self, x)
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,14 @@ class Gate(Op):
         return _act(self, gate) * up if self.roles == "gate" else gate * _act(self, up)
 
     def magnitude(self, gate: Tensor, up: Tensor) -> Tensor:
-        return (gate * up).abs() * 2
+        active, other = (gate, up) if self.roles == "gate" else (up, gate)
+        return 2 * _size(self, active) * other.abs()
 
 
 def _act(op: Activate | Gate, x: Tensor) -> Tensor:
     return (ACTIVATIONS if op.formula == "plain" else KERNELS)[op.act](x)
+
+
+def _size(op: Activate | Gate, x: Tensor) -> Tensor:
+    """1 + erf(x) cancels for negative x: an error relative to x; a square has its own size."""
+    return torch.maximum(x.abs(), _act(op, x).abs())

@@ -1,0 +1,194 @@
+"""Every operation with random fields and tensors of the right shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from twinlens import ops
+from twinlens.fields import kinds
+from twinlens.ops import REGISTRY, Op
+
+SIZES = {"b": 2, "p": 5, "s": 5, "h": 4, "k": 2, "e": 6, "d": 12, "m": 10, "v": 11, "f": 72}
+INTEGERS = ("tokens", "positions", "mask", "slots")
+
+
+@dataclass(frozen=True, repr=False)
+class Case:
+    """An operation, its reads as (axes, tensor), its weights."""
+
+    op: Op
+    reads: tuple[tuple[str, Tensor], ...]
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, op: Op | None = None) -> Tensor:
+        return (op or self.op)(*(t for _, t in self.reads), **self.weights)
+
+    def __repr__(self) -> str:
+        return f"Case({self.op!r})"
+
+    def to(self, dtype: torch.dtype) -> Case:
+        """The same with tensors of another dtype."""
+        return dataclasses.replace(
+            self,
+            reads=tuple((a, t.to(dtype) if t.is_floating_point() else t) for a, t in self.reads),
+            weights={name: t.to(dtype) for name, t in self.weights.items()},
+        )
+
+    def magnitude(self) -> Tensor:
+        exact = self.to(torch.float64)
+        return exact.op.exact().magnitude(*(t for _, t in exact.reads), **exact.weights)
+
+
+class Drawer:
+    """Tensors of one seed and one size."""
+
+    def __init__(self, seed: int, size: float) -> None:
+        self.generator, self.size = torch.Generator().manual_seed(seed), size
+
+    def normal(self, axes: str) -> Tensor:
+        shape = [SIZES[a] for a in axes.split()]
+        return self.size * torch.randn(shape, generator=self.generator, dtype=torch.float64)
+
+    def whole(self, axes: str, below: int) -> Tensor:
+        return torch.randint(below, [SIZES[a] for a in axes.split()], generator=self.generator)
+
+
+def between(low: float, high: float) -> st.SearchStrategy[float]:
+    return st.floats(low, high)
+
+
+Make = Callable[[Drawer, Callable[[st.SearchStrategy[Any]], Any]], Case]
+
+
+def _scores(t: Drawer, draw: Any) -> Case:
+    op = ops.Scores(draw(between(1, 20)), draw(between(3, 60)), draw(st.sampled_from([None, 1, 3])))
+    mask = torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])
+    q, k = t.normal("b p h e"), t.normal("b s k e")
+    return Case(op, (("b p h e", q), ("b s k e", k), ("b s", mask), ("p", torch.arange(5))))
+
+
+def _softmax(t: Drawer, draw: Any) -> Case:
+    scores = t.normal("b h p s").masked_fill(~torch.ones(5, 5).tril().bool(), -3.4028e38)
+    return Case(ops.Softmax(draw(st.sampled_from([torch.float32, None]))), (("b h p s", scores),))
+
+
+def _mix(t: Drawer, draw: Any) -> Case:
+    pattern = t.normal("b h p s").softmax(-1)
+    return Case(ops.Mix(), (("b h p s", pattern), ("b s k e", t.normal("b s k e"))))
+
+
+def _normalize(t: Drawer, draw: Any) -> Case:
+    return Case(ops.Normalize(eps=draw(between(1e-3, 1))), (("b p d", t.normal("b p d")),))
+
+
+def _norm_weight(t: Drawer, draw: Any) -> Case:
+    weights = {"w": t.normal("d"), "b": t.normal("d")}
+    return Case(ops.NormWeight(draw(between(0.1, 2))), (("b p d", t.normal("b p d")),), weights)
+
+
+def _project(t: Drawer, draw: Any) -> Case:
+    how = draw(st.sampled_from(["plain", "out", "in"]))
+    bias = {"b": t.normal("d")} if draw(st.booleans()) else {}
+    if how == "in":
+        weight = t.normal("d d").repeat(1, 2)
+        x = t.normal("b p h e")
+        return Case(ops.Project(from_heads=True), (("b p h e", x),), {"W": weight} | bias)
+    op = ops.Project(heads=4 if how == "out" else 0)
+    return Case(op, (("b p d", t.normal("b p d")),), {"W": t.normal("d d")} | bias)
+
+
+def _part(t: Drawer, draw: Any) -> Case:
+    op = ops.Part(draw(st.sampled_from("qkv")), 4)
+    return Case(op, (("b p f", t.normal("b p f")),))
+
+
+def _unembed(t: Drawer, draw: Any) -> Case:
+    op = ops.Unembed(softcap=draw(between(3, 60)), factor=draw(between(0.3, 3)))
+    weights = {"W": t.normal("v d"), "b": t.normal("v")}
+    return Case(op, (("b p d", t.normal("b p d")),), weights)
+
+
+def _embed(t: Drawer, draw: Any) -> Case:
+    tokens = t.whole("b p", 11)
+    return Case(ops.Embed(draw(between(0.3, 60))), (("b p", tokens),), {"W": t.normal("v d")})
+
+
+def _position_embed(t: Drawer, draw: Any) -> Case:
+    op = ops.PositionEmbed(draw(st.sampled_from([0, 2])))
+    return Case(op, (("b p", t.whole("b p", 9)),), {"W": t.normal("v d")})
+
+
+def _add(t: Drawer, draw: Any) -> Case:
+    op = ops.Add(draw(between(0.1, 3)))
+    return Case(op, (("b p d", t.normal("b p d")), ("b p d", t.normal("b p d"))))
+
+
+def _activate(t: Drawer, draw: Any) -> Case:
+    return Case(ops.Activate("silu"), (("b p m", t.normal("b p m")),))
+
+
+def _gate(t: Drawer, draw: Any) -> Case:
+    return Case(ops.Gate("silu"), (("b p m", t.normal("b p m")), ("b p m", t.normal("b p m"))))
+
+
+def _rotary_table(t: Drawer, draw: Any) -> Case:
+    op = ops.RotaryTable(
+        wave=draw(st.sampled_from(["cos", "sin"])),
+        width=12,
+        base=draw(between(50, 1e5)),
+        factor=draw(between(1.5, 8)),
+        low_freq_factor=draw(between(0.8, 2)),
+        high_freq_factor=draw(between(3, 5)),
+        original_max_position=draw(between(20, 90)),
+        attention_factor=draw(between(0.5, 2)),
+    )
+    return Case(op, (("b p", t.whole("b p", 100)),))
+
+
+def _rotate(t: Drawer, draw: Any) -> Case:
+    half = t.normal("b p e")[..., :3]
+    tables = [torch.cat((x, x), -1) for x in (half.cos(), half.sin())]
+    op = ops.Rotate(draw(st.sampled_from([4, 6])))
+    cut = [torch.cat((x[..., : op.width // 2],) * 2, -1) for x in tables]
+    return Case(op, (("b p h e", t.normal("b p h e")), ("b p r", cut[0]), ("b p r", cut[1])))
+
+
+MAKE: dict[str, Make] = {
+    "Activate": _activate,
+    "Add": _add,
+    "Embed": _embed,
+    "Gate": _gate,
+    "Mix": _mix,
+    "NormWeight": _norm_weight,
+    "Normalize": _normalize,
+    "Part": _part,
+    "PositionEmbed": _position_embed,
+    "Project": _project,
+    "RotaryTable": _rotary_table,
+    "Rotate": _rotate,
+    "Scores": _scores,
+    "Softmax": _softmax,
+    "Unembed": _unembed,
+}
+OURS = sorted(name for name, op in REGISTRY.items() if op.__module__.startswith("twinlens."))
+
+
+@st.composite
+def cases(draw: Any, name: str) -> Case:
+    seed, size = draw(st.integers(0, 2**32 - 1)), draw(st.sampled_from([0.1, 1.0, 5.0]))
+    return MAKE[name](Drawer(seed, size), draw)
+
+
+def each(op: Op, *names: str) -> Iterator[Op]:
+    """The operation with every combination of the alternatives of its fields of these kinds."""
+    options = {name: kind.alternatives for name, kind, _ in kinds(op) if kind.name in names}
+    for values in itertools.product(*options.values()):
+        yield op.replace(**dict(zip(options, values, strict=True)))
