@@ -11,8 +11,8 @@ from torch import Tensor
 from twinlens import sites as names
 from twinlens.capture.anchors import Anchors, Held, Numbering, OwnWeights, role
 from twinlens.capture.graph import Graph
-from twinlens.capture.layout import Layout, Wanted, distance, layouts, tolerance
-from twinlens.capture.lookahead import Lookahead
+from twinlens.capture.layout import Layout, layouts
+from twinlens.capture.lookahead import Lookahead, near
 from twinlens.capture.placement import Anchor, Place, Placement, sizes_of
 from twinlens.capture.search import Match, Search
 from twinlens.capture.uses import MOVES, added, root
@@ -42,6 +42,9 @@ class Aligner:
         self.values: dict[str, Tensor] = inputs_of(graph)
         self.operands: dict[str, Place] = {}
         """Sites that a placed product reads: known even where nothing replays to them."""
+        self.product_nodes = {
+            step.writes: [h.use.out for h in self.anchors.of(step)] for step in spec.steps
+        }
 
     def run(self) -> Placement:
         """Products first, then every site in order, then what only later steps can tell."""
@@ -70,6 +73,15 @@ class Aligner:
             )
         layout = Layout(names.axes("logits"), (("b",), ("p",), ("v",)))
         self.put("logits", self.graph.logits, layout, "weight" if self.anchors.of(self.spec.at["logits"]) else "replay")
+
+    def known(self, site: str) -> Place | None:
+        """Where a site is, if it is placed or a placed product reads it."""
+        return self.operands.get(site) or self.places.get(site)
+
+    @staticmethod
+    def is_copy(step: Step) -> bool:
+        """A step that only gives another name."""
+        return len(step.reads) == 1 and not step.weights and type(step.op).__name__ == "Add"
 
     # --- products -------------------------------------------------------------------------------
 
@@ -130,7 +142,7 @@ class Aligner:
 
     def _walk(self, step: Step, ahead: Lookahead) -> None:
         site = step.writes
-        if is_copy(step):
+        if self.is_copy(step):
             source = self.places.get(step.reads[0])
             if source is not None:
                 self.put(site, source.node, source.layout, source.evidence)
@@ -240,13 +252,3 @@ def inputs_of(graph: Graph) -> dict[str, Tensor]:
     slots = torch.arange(tokens.shape[1], device=tokens.device)
     mask = torch.ones_like(tokens) if graph.mask is None else graph.mask.long()
     return {"tokens": tokens, "positions": slots.expand_as(tokens), "mask": mask, "slots": slots}
-
-
-def is_copy(step: Step) -> bool:
-    """A step that only gives another name."""
-    return len(step.reads) == 1 and not step.weights and type(step.op).__name__ == "Add"
-
-
-def near(theirs: Tensor, wanted: Wanted) -> bool:
-    """Whether a tensor is a value, up to honest rounding."""
-    return distance(theirs, wanted) <= tolerance(theirs, wanted.value)

@@ -199,10 +199,32 @@ class Numbering:
     def anchors(self) -> Anchors:
         """All of them."""
         found = Anchors()
+        unlike: list[list[_Member]] = []
         for group in self._groups():
-            for kinds, members in self._kinds(group).items():
-                self._number(found, kinds, members)
+            by_kind = self._kinds(group)
+            for members in by_kind.values():
+                self._number(found, members)
+            if not by_kind:
+                unlike.append(group)
+        for group in unlike:
+            self._by_elimination(found, group)
         return found
+
+    def _by_elimination(self, found: Anchors, group: list[_Member]) -> None:
+        """Constants that are like nothing, where one kind of their shape is left and as many of it."""
+        use = group[0].use
+        what = "norm" if use.kind == "scaling" else use.kind
+        shape = use.matrix(self.graph).shape
+        left = {
+            generic(r.name) for r in self.known
+            if r.what == what and r.matrix.shape == shape and (r.name, what) not in found.held
+        }  # fmt: skip
+        if len(left) != 1 or len(group) != len(self.names[what, *left]):
+            return
+        kinds, rows = tuple(left), torch.arange(shape[0])
+        self._number(
+            found, [_Member(m.use, None, kinds, torch.zeros_like(rows), rows) for m in group]
+        )
 
     def _groups(self) -> Iterator[list[_Member]]:
         groups: dict[object, list[_Member]] = {}
@@ -264,7 +286,7 @@ class Numbering:
             return None
         return member.kinds, int(member.row[0]), len(member.row)
 
-    def _number(self, found: Anchors, key: object, members: list[_Member]) -> None:
+    def _number(self, found: Anchors, members: list[_Member]) -> None:
         like = members[0]
         assert like.kinds is not None and like.kind is not None and like.row is not None
         for number, kind in enumerate(like.kinds):

@@ -79,7 +79,7 @@ def layouts(axes: tuple[str, ...], sizes: tuple[int, ...], shape: tuple[int, ...
         known = {axes[i]: sizes[i] for i in wide} | {REPEAT: copies}
         for order in permutations(names):
             groups = _grouped(order, known, shape)
-            if groups is not None:
+            if groups is not None and not any({"b", "r"} <= set(group) for group in groups):
                 found[Layout(axes, groups)] = None
     return tuple(found)
 

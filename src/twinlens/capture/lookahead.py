@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import TYPE_CHECKING
@@ -13,16 +13,24 @@ from torch import Tensor
 
 from twinlens import sites as names
 from twinlens.capture.layout import Layout, Wanted, distance, layouts, tolerance
-from twinlens.capture.search import Match
+from twinlens.capture.search import LOWEST, Match
+from twinlens.fields import kinds
 from twinlens.spec import Step
 
 if TYPE_CHECKING:
     from twinlens.capture.align import Aligner
 
 DEEPEST = 3
-"""Steps that are looked through after the one in question."""
-MOST = 40
-"""Tensors that are tried at most for one site: within a block there are fewer of one shape."""
+"""Steps that are looked through after the one in question: scores, pattern and what heads read."""
+MOST = 60
+"""Tensors that are tried at most for one site: between two products there are fewer of one shape."""
+KERNELS = {
+    "scaled_dot_product_attention": ("Scores", "Softmax"),
+    "layer_norm": ("Normalize",),
+    "rms_norm": ("Normalize",),
+    "native_layer_norm": ("Normalize",),
+}
+"""Torch functions that compute several steps at once, and the operations whose sites they hide."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +48,13 @@ class Verdict:
 
     hits: int
     misses: int
-    error: float
 
     @property
     def rank(self) -> tuple[int, int]:
         return self.hits, -self.misses
+
+
+Trial = Mapping[str, Guess]
 
 
 class Lookahead:
@@ -52,93 +62,82 @@ class Lookahead:
 
     def __init__(self, aligner: Aligner) -> None:
         self.a = aligner
+        self.looked_through = {
+            name for node in aligner.graph.nodes for name in KERNELS.get(node.function, ())
+        }
+        self._upstream = _upstream(aligner.spec.steps)
 
     def agrees(self, site: str, match: Match) -> bool:
         """Whether what follows is computed from this tensor."""
         value = match.layout.ours(self.a.graph[match.node], self.a.sizes)
-        return self.judge({site: (match.node, value)}).hits > 0
+        return self._judge({site: Guess(match.node, match.layout, value)}, loose=False).hits > 0
 
     def place(self, step: Step, expected: Tensor | None) -> None:
         """Place a site by what follows, or leave it missing."""
+        steps, options = self._options(step, expected)
+        for loose in (False, True):
+            best = self._best(steps, options, loose=loose)
+            if best is not None:
+                for s, guess in zip(steps, best, strict=True):
+                    self.a.put(s.writes, guess.node, guess.layout, "provisional")
+                return
+
+    def _options(
+        self, step: Step, expected: Tensor | None
+    ) -> tuple[tuple[Step, ...], list[tuple[Guess, ...]]]:
         guesses = list(self._guesses(step, expected))
         partner = self._partner(step)
         if partner is None:
-            options: list[tuple[Guess, ...]] = [(g,) for g in guesses]
-            steps = (step,)
-        else:
-            others = list(self._guesses(partner, self.a.expected(partner.writes, self.a.values)))
-            options, steps = list(product(guesses, others)), (step, partner)
-        best = self._best(steps, options)
-        if best is not None:
-            for s, guess in zip(steps, best, strict=True):
-                self.a.put(s.writes, guess.node, guess.layout, "provisional")
+            return (step,), [(guess,) for guess in guesses]
+        value = self.a.expected(partner.writes, self.a.values)
+        return (step, partner), list(product(guesses, self._guesses(partner, value)))
 
-    def _best(self, steps: Sequence[Step], options: Sequence[tuple[Guess, ...]]) -> tuple[Guess, ...] | None:
-        judged: list[tuple[Verdict, tuple[Guess, ...]]] = []
-        for option in options:
-            trial = {s.writes: (g.node, g.value) for s, g in zip(steps, option, strict=True)}
-            verdict = self.judge(trial)
-            if verdict.hits:
-                judged.append((verdict, option))
-        if not judged:
-            return None
-        top = max(v.rank for v, _ in judged)
-        tied = [option for v, option in judged if v.rank == top]
-        for site_at, step in enumerate(steps):
-            if not all(self._same(step.writes, tied[0][site_at], other[site_at]) for other in tied[1:]):
-                return None
-        latest = steps[0].writes.endswith("scores")
-        return self._masked(tied)[-1] if latest else tied[0]
+    def _partner(self, step: Step) -> Step | None:
+        """A step of the same operation whose result meets this one's: they fail together."""
+        for reader in self.a.spec.readers.get(step.writes, ()):
+            for read in reader.reads:
+                other = self.a.spec.at.get(read)
+                if (
+                    other is not None
+                    and read != step.writes
+                    and read not in self.a.places
+                    and type(other.op) is type(step.op)
+                    and not self.a.is_copy(other)
+                ):
+                    return other
+        return None
 
-    def _masked(self, tied: list[tuple[Guess, ...]]) -> list[tuple[Guess, ...]]:
-        """Of scores that differ by a constant for each row, the first value; of equal ones all."""
-        first = tied[0][0]
-        return [t for t in tied if distance(t[0].value, self.a.search.wanted("logits", first.value)) == 0.0] if False else [
-            t for t in tied if _equal(t[0].value, first.value)
-        ]
-
-    def _same(self, site: str, one: Guess, other: Guess) -> bool:
-        """Equal values, or, of scores, equal up to a constant for each row, which no softmax sees."""
-        if one.value.shape != other.value.shape:
-            return False
-        x, y = one.value.float(), other.value.float()
-        if site.endswith("scores"):
-            seen = (x > -1e30) & (y > -1e30)
-            if not torch.equal(x > -1e30, y > -1e30):
-                return False
-            x, y = (_centred(t, seen) for t in (x, y))
-        return distance(x, Wanted(y, names.axes(site))) <= tolerance(one.value, other.value)
+    # --- what a site could be -------------------------------------------------------------------
 
     def _guesses(self, step: Step, expected: Tensor | None) -> Iterator[Guess]:
-        """Tensors of the site's shape between what it is made of and what is known to come after."""
-        axes = names.axes(step.writes)
+        """Tensors of the site's shape between what it is made of and what is known to follow."""
         shape = self._shape(step, expected)
         if shape is None:
             return
         before = self._after(step.writes)
         of = tuple(self.a.places[r].node for r in self._sources(step))
+        foreign = self._foreign(step)
         found = 0
-        for sizes in self._shapes(axes, shape):
+        for sizes in _forms(names.axes(step.writes), shape):
             for node in self.a.search.nodes(prod(sizes), of, before):
-                theirs = self.a.graph[node]
-                for layout in layouts(axes, sizes, tuple(theirs.shape)):
-                    named = dict(zip(axes, sizes, strict=True)) | {"b": self.a.sizes["b"]}
-                    yield Guess(node, layout, layout.ours(theirs, named))
+                if self.a.search.above[node] & foreign:
+                    continue
+                for guess in self._held(step.writes, node, sizes):
+                    yield guess
                     found += 1
                     if found >= MOST:
                         return
 
-    def _shapes(self, axes: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-        yield shape
-        if "r" in axes:  # tables may be half as wide, and without a batch
-            half = (*shape[:-1], shape[-1] // 2)
-            yield from (half, (1, *shape[1:]), (1, *half[1:]))
+    def _held(self, site: str, node: int, sizes: tuple[int, ...]) -> Iterator[Guess]:
+        axes, theirs = names.axes(site), self.a.graph[node]
+        named = dict(zip(axes, sizes, strict=True)) | {"b": self.a.sizes["b"]}
+        for layout in layouts(axes, sizes, tuple(theirs.shape)):
+            yield Guess(node, layout, layout.ours(theirs, named))
 
     def _shape(self, step: Step, expected: Tensor | None) -> tuple[int, ...] | None:
         if expected is not None:
             return tuple(expected.shape)
-        width = {"d": self.a.spec.shape.d_model, "v": self.a.spec.shape.vocabulary}
-        known = self.a.sizes | width
+        known = self.a.sizes | {"d": self.a.spec.shape.d_model}
         axes = names.axes(step.writes)
         return tuple(known[a] for a in axes) if all(a in known for a in axes) else None
 
@@ -147,37 +146,59 @@ class Lookahead:
         steps = self.a.spec.between(step.writes, self.a.values)
         return {r for s in steps for r in s.reads if r in self.a.places}
 
+    def _foreign(self, step: Step) -> int:
+        """Products that a site cannot descend from, since no step before it makes them; as bits."""
+        upstream, bits = self._upstream[step.writes], 0
+        for site, nodes in self.a.product_nodes.items():
+            if site not in upstream and site != step.writes:
+                for node in nodes:
+                    bits |= 1 << node
+        return bits
+
     def _after(self, site: str) -> set[int]:
         """Nodes of the nearest known sites downstream: the site must lead to each of them."""
         found, seen = set[int](), set[str]()
         pending = [s.writes for s in self.a.spec.readers.get(site, ())]
         while pending:
-            at = pending.pop()
+            at = pending.pop(0)
             if at in seen:
                 continue
             seen.add(at)
-            node = self.a.operands.get(at) or self.a.places.get(at)
-            if node is not None and at != "logits":
-                found.add(node.node)
+            place = self.a.known(at)
+            if place is not None and at != "logits":
+                found.add(place.node)
             elif len(seen) < 24:
                 pending.extend(s.writes for s in self.a.spec.readers.get(at, ()))
         return found or {self.a.graph.logits}
 
-    def _partner(self, step: Step) -> Step | None:
-        """A step of the same operation whose result meets this one's: they fail together."""
-        for reader in self.a.spec.readers.get(step.writes, ()):
-            for read in reader.reads:
-                other = self.a.spec.at.get(read)
-                if other and read != step.writes and read not in self.a.places and type(other.op) is type(step.op):
-                    if not self._sources(other) or self._sources(other) - self._sources(step) or True:
-                        return other
-        return None
+    # --- what the steps after it say ------------------------------------------------------------
 
-    def judge(self, trial: Mapping[str, tuple[int, Tensor]]) -> Verdict:
-        """Replay what follows on these tensors."""
-        given = {**self.a.values, **{site: value for site, (_, value) in trial.items()}}
+    def _best(
+        self, steps: Sequence[Step], options: Sequence[tuple[Guess, ...]], *, loose: bool
+    ) -> tuple[Guess, ...] | None:
+        """The option that makes most of what follows replay; None where others do so too."""
+        judged: list[tuple[Verdict, tuple[Guess, ...]]] = []
+        for option in options:
+            trial = {s.writes: g for s, g in zip(steps, option, strict=True)}
+            verdict = self._judge(trial, loose=loose)
+            if verdict.hits:
+                judged.append((verdict, option))
+        if not judged:
+            return None
+        top = max(verdict.rank for verdict, _ in judged)
+        tied = [option for verdict, option in judged if verdict.rank == top]
+        for number, step in enumerate(steps):
+            first = tied[0][number]
+            if not all(_same(step.writes, first, other[number]) for other in tied[1:]):
+                return None
+        if not steps[0].writes.endswith("scores"):
+            return tied[0]
+        return [option for option in tied if _equal(option[0].value, tied[0][0].value)][-1]
+
+    def _judge(self, trial: Trial, *, loose: bool) -> Verdict:
+        """Replay what follows on these tensors. `loose`: to a captured tensor up to a factor."""
+        given = {**self.a.values, **{site: guess.value for site, guess in trial.items()}}
         hits = misses = 0
-        error = 0.0
         seen = set[str](trial)
         pending = [(s, 0) for site in trial for s in self.a.spec.readers.get(site, ())]
         while pending:
@@ -185,44 +206,111 @@ class Lookahead:
             if step.writes in seen or step.writes == "logits":
                 continue
             seen.add(step.writes)
-            off = None if self._copies(step) else self._replays(step, given, trial)
-            if off is not None and off >= 0:
-                hits, error = hits + 1, error + off
-            elif step.writes in self.a.operands or step.writes in self.a.places:
-                misses += 0 if self._copies(step) else 1
-            elif depth < DEEPEST:
+            copy = self.a.is_copy(step)
+            if not copy and self._replays(step, given, trial, loose=loose):
+                hits += 1
+                continue
+            misses += not copy and self.a.known(step.writes) is not None
+            if depth < DEEPEST and (copy or self._looked_through(step)):
                 pending.extend((s, depth + 1) for s in self.a.spec.readers.get(step.writes, ()))
-        return Verdict(hits, misses, error)
+        return Verdict(hits, misses)
 
-    def _copies(self, step: Step) -> bool:
-        return len(step.reads) == 1 and not step.weights and type(step.op).__name__ == "Add"
+    def _looked_through(self, step: Step) -> bool:
+        return self.a.known(step.writes) is None and type(step.op).__name__ in self.looked_through
 
     def _replays(
-        self, step: Step, given: Mapping[str, Tensor], trial: Mapping[str, tuple[int, Tensor]]
-    ) -> float | None:
-        """How far the replayed step is from a captured tensor; None where there is none."""
+        self, step: Step, given: Mapping[str, Tensor], trial: Trial, *, loose: bool
+    ) -> bool:
+        """Whether the step, on what is on trial, gives a tensor that was captured."""
+        merged = self.a.spec.between(step.writes, given)
+        if not any(read in trial for s in merged for read in s.reads):
+            return False
+        if loose:
+            return len(merged) == 1 and self._up_to_a_factor(step, given, trial)
         value = self.a.expected(step.writes, given)
-        if value is None or not self._uses(step.writes, given, trial):
-            return None
+        if value is None:
+            return False
         wanted = self.a.search.wanted(step.writes, value)
-        known = self.a.operands.get(step.writes) or self.a.places.get(step.writes)
+        if any(g.value.shape == value.shape and near(g.value, wanted) for g in trial.values()):
+            return False  # a norm of what is normalised already: no evidence that it was not before
+        known = self.a.known(step.writes)
         if known is not None:
             theirs = known.layout.ours(self.a.graph[known.node], self.a.sizes)
-            off = distance(theirs, wanted) if theirs.shape == value.shape else float("inf")
-            return off if off <= tolerance(theirs, value) else None
-        of = [node for node, _ in trial.values()]
+            return theirs.shape == value.shape and near(theirs, wanted)
+        of = [guess.node for guess in trial.values()]
         match = self.a.search.find(wanted, of)
-        return None if match is None or match.node in of else match.distance
+        return match is not None and match.node not in of
 
-    def _uses(self, site: str, given: Mapping[str, Tensor], trial: Mapping[str, object]) -> bool:
-        """Whether a replay reads what is on trial at all."""
-        return any(r in trial for s in self.a.spec.between(site, given) for r in s.reads)
+    def _up_to_a_factor(self, step: Step, given: Mapping[str, Tensor], trial: Trial) -> bool:
+        """Whether the step without its optional parts is some tensor times a number.
+
+        It looks past a second fault in the step that reads: a wrong scale, a cap, a window.
+        """
+        off = {name: None for name, kind, _ in kinds(step.op) if kind.off}
+        if not off:
+            return False
+        plain = replace(step, op=step.op.replace(**off))
+        value = plain(given, self.a.own)
+        wanted = self.a.search.wanted(step.writes, value)
+        of = tuple(guess.node for guess in trial.values())
+        for node in self.a.search.nodes(value.numel(), of):
+            theirs = self.a.graph[node]
+            for layout in layouts(wanted.axes, tuple(value.shape), tuple(theirs.shape)):
+                if _parallel(layout.ours(theirs, self.a.sizes), wanted):
+                    return True
+        return False
+
+
+def near(theirs: Tensor, wanted: Wanted) -> bool:
+    """Whether a tensor is a value, up to honest rounding."""
+    return distance(theirs, wanted) <= tolerance(theirs, wanted.value)
+
+
+def _parallel(theirs: Tensor, wanted: Wanted) -> bool:
+    x, y = theirs.float(), wanted.value.float()
+    if wanted.counts is not None:
+        x, y = x[wanted.counts], y[wanted.counts]
+    factor = float((x * y).sum() / y.square().sum().clamp(min=1e-30))
+    scaled = Wanted(y * factor, wanted.axes)
+    return abs(factor) > 1e-6 and distance(x, scaled) <= tolerance(theirs, wanted.value)
+
+
+def _forms(axes: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """A site's shape as it may be held: tables also in half width, and without a batch."""
+    yield shape
+    if axes[0] == "b":
+        yield (1, *shape[1:])
+    if "r" in axes:
+        half = (*shape[:-1], shape[-1] // 2)
+        yield from (half, (1, *half[1:]))
+
+
+def _upstream(steps: Sequence[Step]) -> dict[str, set[str]]:
+    """For each site those that it is computed from, near and far."""
+    found: dict[str, set[str]] = {}
+    for step in steps:
+        found[step.writes] = {s for r in step.reads for s in (r, *found.get(r, ()))}
+    return found
+
+
+def _same(site: str, one: Guess, other: Guess) -> bool:
+    """Equal values, or, of scores, equal up to a constant for each row, which no softmax sees."""
+    if one.value.shape != other.value.shape:
+        return False
+    x, y = one.value.float(), other.value.float()
+    if site.endswith("scores"):
+        seen = x > LOWEST
+        if not torch.equal(seen, y > LOWEST):
+            return False
+        x, y = (_centred(t, seen) for t in (x, y))
+    return distance(x, Wanted(y, names.axes(site))) <= tolerance(one.value, other.value)
 
 
 def _equal(x: Tensor, y: Tensor) -> bool:
-    return x.shape == y.shape and bool(((x == y) | ((x < -1e30) & (y < -1e30))).all())
+    return x.shape == y.shape and bool(((x == y) | ((x < LOWEST) & (y < LOWEST))).all())
 
 
 def _centred(x: Tensor, seen: Tensor) -> Tensor:
     x = x.masked_fill(~seen, 0.0)
-    return (x - x.sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp(min=1)).masked_fill(~seen, 0.0)
+    mean = x.sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp(min=1)
+    return (x - mean).masked_fill(~seen, 0.0)
