@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from twinlens.errors import InputError
-from twinlens.shapes import Int
 from twinlens.sites import INPUTS
 from twinlens.spec import Shape, Spec
 
@@ -18,11 +17,11 @@ _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 def prepare(
     spec: Spec,
-    tokens: Int[Tensor, "b p"],
+    tokens: Tensor,
     attention_mask: Tensor | None = None,
     positions: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The sites `tokens`, `positions`, `mask` and `slots` of one call without a cache.
+    """The sites `tokens`, `positions`, `mask` [b p] and `slots` [p] of one call without a cache.
 
     Positions count from 0 whatever the mask says, as transformers does in a plain forward; a spec's
     own changes (`spec.inputs`) come last.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from twinlens.errors import InputError, SpecError
 from twinlens.inputs import prepare
-from twinlens.shapes import Float, Int
+from twinlens.shapes import Float
 from twinlens.sites import INPUTS, split
 from twinlens.spec import Spec, Step, Unit, Weights, units
 
@@ -77,11 +77,13 @@ class Model:
 
     def __call__(
         self,
-        tokens: Int[Tensor, "b p"],
-        attention_mask: Int[Tensor, "b p"] | None = None,
-        positions: Int[Tensor, "b p"] | None = None,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Float[Tensor, "b p v"]:
-        """The logits. `attention_mask` has 1 at real tokens; `positions` count from 0 if not given.
+        """The logits of token ids [b p].
+
+        `attention_mask` [b p] has 1 at real tokens; `positions` [b p] count from 0 if not given.
 
         Raises:
             InputError: the tokens, mask or positions do not fit this model.
@@ -90,10 +92,10 @@ class Model:
 
     def run_with_cache(
         self,
-        tokens: Int[Tensor, "b p"],
-        attention_mask: Int[Tensor, "b p"] | None = None,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
         names: Iterable[str] | Callable[[str], bool] | None = None,
-        positions: Int[Tensor, "b p"] | None = None,
+        positions: Tensor | None = None,
     ) -> tuple[Float[Tensor, "b p v"], dict[str, Tensor]]:
         """The logits, and the tensors by site in the order in which they are computed.
 
@@ -101,11 +103,11 @@ class Model:
         formulas; the logits stay the kernel's. Some sites are two names of one tensor.
 
         Args:
-            tokens: ids.
-            attention_mask: 1 at real tokens.
+            tokens: ids [b p].
+            attention_mask: [b p], 1 at real tokens.
             names: the sites to keep, or a predicate; None: all but `attn.hook_result`, each head's
                 own contribution [b p h d], which is large and computed only if it is named.
-            positions: position ids.
+            positions: position ids [b p].
 
         Raises:
             InputError: the inputs do not fit this model, or it has no site of such a name.
@@ -119,10 +121,10 @@ class Model:
 
     def run_with_hooks(
         self,
-        tokens: Int[Tensor, "b p"],
+        tokens: Tensor,
         fwd_hooks: Iterable[tuple[Names, HookFunction]] = (),
-        attention_mask: Int[Tensor, "b p"] | None = None,
-        positions: Int[Tensor, "b p"] | None = None,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Float[Tensor, "b p v"]:
         """The logits of a run in which functions see, and may replace, the tensors at sites.
 

@@ -49,9 +49,13 @@ class Normalize(Op):
         return y.to(x.dtype if self.out is None else self.out)
 
     def magnitude(self, x: Tensor) -> Tensor:
-        size = x.abs() + (x.mean(-1, keepdim=True).abs() if self.kind == "layer" else 0.0)
-        centred = x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
-        return size * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + self.eps) + self(x).abs()
+        layer = self.kind == "layer"
+        size = x.abs() + (x.abs().mean(-1, keepdim=True) if layer else 0.0)
+        centred = x - x.mean(-1, keepdim=True) if layer else x
+        mean_square = centred.pow(2).mean(-1, keepdim=True)
+        outside = self.eps_place == "outside"
+        root = mean_square.sqrt() + self.eps if outside else (mean_square + self.eps).sqrt()
+        return size / root + self(x).abs()
 
 
 @dataclass(frozen=True)
