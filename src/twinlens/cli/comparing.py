@@ -134,9 +134,8 @@ def _declared(reference: Recorded, model: Path | None) -> Declaration:
             "with config.json and weights, or of a .gguf file."
         )
     if not Path(where).exists():
-        raise ComparisonError(
-            f"{where}, the checkpoint of {reference.name}, does not exist; give --model PATH."
-        )
+        whose = "" if model else f", the checkpoint of {reference.name},"
+        raise ComparisonError(f"{where}{whose} does not exist; give the path of one by --model.")
     about, known = reference.recording.about, {"attn": ATTENTIONS, "dtype": DTYPES}
     options = {k: str(about[k]) for k, values in known.items() if about.get(k) in values}
     return declared_at(str(where), **options)

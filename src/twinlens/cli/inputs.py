@@ -78,7 +78,7 @@ def _of_json(path: Path) -> Tensor:
         )
     try:
         return torch.tensor(rows, dtype=torch.int64)
-    except (OverflowError, RuntimeError) as error:
+    except (OverflowError, RuntimeError, ValueError) as error:
         raise InputError(f"{path} holds a number that is no token id.") from error
 
 
