@@ -220,7 +220,7 @@ def _absorbed(step: Step, by_site: Mapping[str, Step]) -> tuple[Step, ...]:
             return ()
         chain.insert(0, before)
         site = before.reads[0]
-    return tuple(chain)
+    return tuple(chain) if step.op.fuses(tuple(s.op for s in chain)) else ()
 
 
 def evaluate(

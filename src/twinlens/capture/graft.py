@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinlens.capture.graph import Call, Tracer
+from twinlens.capture.align import align
+from twinlens.capture.graph import Call, Graph, Tracer, invoke, logits_of
 from twinlens.capture.placement import Placement, sizes_of
+from twinlens.capture.recorder import probe
 from twinlens.errors import CaptureError
-from twinlens.spec import Spec
+from twinlens.spec import Spec, Weights
 
 Value = Callable[[Mapping[str, Tensor]], Tensor]
 """From the sites so far, in our layout, and the inputs, to the value that a site shall have."""
@@ -29,34 +31,59 @@ class Graft:
 
     def remove(self) -> None:
         """Give the module its own forward back."""
-        own = getattr(self.forward, "__self__", None) is self.module
-        if own:
-            del self.module.__dict__["forward"]  # the class has it
-        else:
+        self.module.__dict__.pop("forward", None)
+        if getattr(self.forward, "__func__", None) is not type(self.module).forward:  # not the class's own
             self.module.forward = self.forward
 
 
 def graft(
-    module: nn.Module, spec: Spec, placement: Placement, replacements: Mapping[str, Value], *, call: Call | None = None
+    module: nn.Module, spec: Spec, weights: Weights, replacements: Mapping[str, Value], *,
+    mask: Tensor | None = None, call: Call | None = None,
 ) -> Graft:  # fmt: skip
     """From now on every call of `module` computes these sites by other functions.
 
-    Only sites that are placed can be replaced. Calls must run the code that was placed: a call with a cache, say,
-    is refused with a CaptureError.
+    One short call is made to see where the sites are within the module's forward; `mask` is that of the calls to
+    come, where they are padded. Later calls must run the same code: one with a cache, say, is refused with a CaptureError, as is a site that
+    cannot be seen.
     """
+    forward = module.forward
+    placement = _within(module, spec, weights, *probe(spec, mask), call)
     missing = [s for s in replacements if s not in placement.places]
     if missing:
         raise CaptureError(f"{missing[0]} is not visible in {type(module).__name__}; nothing can be put in its place.")
-    forward = module.forward
-    before = forward
 
     @functools.wraps(forward)
     def grafted(*args: Any, **kwargs: Any) -> Any:
         tokens, mask = _inputs(args, kwargs)
-        return _Run(module, spec, placement, replacements, tokens, mask)(before, args, kwargs)
+        return _Run(module, spec, placement, replacements, tokens, mask)(forward, args, kwargs)
 
     module.forward = grafted
     return Graft(module, forward)
+
+
+def _within(
+    module: nn.Module, spec: Spec, weights: Weights, tokens: Tensor, mask: Tensor | None, call: Call | None
+) -> Placement:
+    """Where the sites are in what happens inside the module's forward, whatever calls it."""
+    graphs: list[Graph] = []
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        tracer = Tracer(module, *_inputs(args, kwargs))
+        with torch.no_grad(), tracer:
+            out = forward(*args, **kwargs)
+        graphs.append(tracer.close(module, logits_of(out, module)))
+        return out
+
+    made = Graft(module, forward)
+    module.forward = traced
+    try:
+        with torch.no_grad():
+            invoke(module, tokens, mask, call)
+    finally:
+        made.remove()
+    return align(graphs[-1], spec, weights)
 
 
 class _Run:

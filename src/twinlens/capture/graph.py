@@ -135,6 +135,11 @@ class Tracer(TorchFunctionMode):
         tokens, mask = self.given
         with torch.no_grad(), self:
             logits = invoke(module, tokens, mask, call)
+        return self.close(module, logits)
+
+    def close(self, module: nn.Module, logits: Tensor) -> Graph:
+        """The graph of what was seen, which ends at the logits."""
+        tokens, mask = self.given
         at = self._find(logits)
         if at is None:
             raise CaptureError(
@@ -266,6 +271,11 @@ def invoke(module: nn.Module, tokens: Tensor, mask: Tensor | None, call: Call | 
             f"{type(module).__name__} failed on tokens of shape {list(tokens.shape)} with "
             f"{type(error).__name__}: {error}; pass call= if it is called in another way."
         ) from error
+    return logits_of(out, module)
+
+
+def logits_of(out: Any, module: nn.Module) -> Tensor:
+    """The logits in what a module returned."""
     if isinstance(out, (tuple, list)) and out:
         out = out[0]
     logits = out if isinstance(out, Tensor) else getattr(out, "logits", None)

@@ -132,13 +132,15 @@ class Mix(Op):
     def fused(self) -> Callable[..., Tensor] | None:
         return self._sdpa if self.kernel == "sdpa" else None
 
+    def fuses(self, ops: tuple[Op, ...]) -> bool:
+        """torch's sdpa has no soft cap."""
+        return isinstance(ops[0], Scores) and ops[0].softcap is None
+
     def _sdpa(
         self, ops: tuple[Op, ...], q: Tensor, k: Tensor, mask: Tensor, slots: Tensor, v: Tensor
     ) -> Tensor:
         scores = ops[0]
         assert isinstance(scores, Scores)
-        if scores.softcap is not None:
-            raise ValueError("torch's sdpa has no soft cap; set softcap=None or kernel='plain'")
         k, v = (for_each_query_head(t, q.shape[2], self.kv_map) for t in (k, v))
         plain = (
             scores.causal == "causal"

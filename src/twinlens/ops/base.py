@@ -49,6 +49,10 @@ class Op:
         """The kernel that also computes the steps which `absorbs` names, or None."""
         return None
 
+    def fuses(self, ops: tuple[Op, ...]) -> bool:
+        """Whether the kernel can compute these operations, as they are."""
+        return True
+
     def precomputed(self, length: int) -> tuple[Tensor, ...]:
         """Tensors that an implementation may have made once for all calls up to `length` tokens."""
         return ()

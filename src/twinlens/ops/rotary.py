@@ -106,10 +106,13 @@ class RotaryTable(Op):
         return table, table[:, : self.width // 2], self.frequencies()
 
     def magnitude(self, positions: Tensor) -> Tensor:
-        angles = (
-            positions[..., None].double()
-            * self.exact().frequencies(positions.device).double().abs()
-        )
+        exact = self.exact()
+        plain = exact.replace(scaling=None).frequencies(positions.device)
+        size = exact.frequencies(positions.device)
+        if self.scaling == "llama3":  # a blend is off by what is blended, not by its result
+            blended = (size < plain * (1 - 1e-9)) & (size > plain / self.factor * (1 + 1e-9))
+            size = torch.where(blended, plain, size)
+        angles = positions[..., None].double() * size.abs()
         return (1.0 + torch.cat((angles, angles), dim=-1)) * abs(float(self.attention_factor))
 
 

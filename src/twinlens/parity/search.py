@@ -9,6 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from twinlens.fields import kind_of
 from twinlens.parity import hypotheses, weighing
 from twinlens.parity.changes import Change, Leave, SetField, Variant, concerns, slot
 from twinlens.parity.closed_form import closed_form
@@ -20,6 +21,7 @@ from twinlens.spec import Spec
 _ROWS = 24
 _SMALL_ROWS = (3, 9, 33)
 _BEST = 5
+_JOINT = 6
 
 
 @dataclass(frozen=True)
@@ -106,18 +108,19 @@ class Search:
 
     def run(self, proposals: Iterable[Variant], *, thorough: bool) -> Found | None:
         """The changes that explain the step, or the best that were found; None where nothing helps."""
-        start = Found(Variant(), self.base)
+        start, like = Found(Variant(), self.base), list[Found]()
         for proposal in proposals:
-            score = self.judged(proposal)
-            if self.is_explained(score):
-                return self._refined(Found(proposal, score))
+            found = Found(proposal, self.judged(proposal))
+            if self.is_explained(found.score):
+                return found
+            like.extend(self._numbers_of(found))
         start = self._with_seen_weights(start)
         if start.variant and self.is_explained(start.score):
             return start
         found = self._numbers(start)
         if self._settled(found) or not thorough:
             return found
-        return self._deepen([start, found] if found else [start])
+        return self._deepen([start, *like] + ([found] if found else []))
 
     def _settled(self, found: Found | None) -> bool:
         return found is not None and self.is_explained(found.score)
@@ -133,7 +136,7 @@ class Search:
     def _deepen(self, starts: Sequence[Found]) -> Found | None:
         """Discrete changes, one and then two at once, each with the numbers that go with it."""
         best = min(starts, key=lambda f: (f.score.support, f.score.rms))
-        frontier = [starts[0]]
+        frontier = list(starts[:2])
         for _ in range(3):
             tried = self._singles(frontier)
             for found in islice(tried, _BEST):
@@ -187,12 +190,19 @@ class Search:
         best, chosen = start, list[Number]()
         while len(chosen) < 3 and len(free) > len(chosen):
             step = self._next_number(fit, chosen, [n for n in free if n not in chosen], start)
-            if step is None or not step[1].score < best.score or step[1].score.rms > 0.7 * best.score.rms:
+            if step is None or not step[1].score < best.score or step[1].score.rms > 0.97 * best.score.rms:
                 break
             chosen, best = list(step[0].numbers), step[1]
             if self.is_explained(best.score):
-                break
-        return best if chosen else None
+                return best
+        return self._jointly(fit, free, start) or (best if chosen else None)
+
+    def _jointly(self, fit: Fit, free: list[Number], start: Found) -> Found | None:
+        """All numbers at once, where none alone shows the way; those that are not needed are dropped again."""
+        if not 1 < len(free) <= _JOINT:
+            return None
+        found = self._found(fit.run(free, self._starts(fit, free)), start)
+        return self._pruned(found) if found is not None and self.is_explained(found.score) else None
 
     def _next_number(
         self, fit: Fit, chosen: list[Number], free: list[Number], start: Found
@@ -297,9 +307,11 @@ class Search:
                     found = Found(variant, score, found.intervals, found.names)
         return found
 
-    def _refined(self, found: Found) -> Found:
-        """A proposal from another layer holds here; its numbers keep the value that they have there."""
-        return found
+    def _numbers_of(self, found: Found) -> list[Found]:
+        """The numbers alone of what another layer has: its choices may be other ones."""
+        kinds = [(c, kind_of(self.spec.at[c.site].op, c.name)) for c in found.variant.changes if isinstance(c, SetField)]
+        kept = Variant(tuple(c for c, kind in kinds if kind.name == "number"))
+        return [Found(kept, self.score(kept, self.scale))] if kept and len(kept.changes) < len(found.variant.changes) else []
 
     def _pruned(self, found: Found) -> Found:
         """None of the changes can be left out."""

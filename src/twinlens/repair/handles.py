@@ -57,6 +57,13 @@ def holders(module: nn.Module, layer_paths: list[str]) -> Iterator[Holder]:
                 yield Holder(f"{path}.{name}" if path else name, held)
 
 
+def integers(holder: Holder, now: int, wanted: int | None) -> Iterator[Handle]:
+    """Attributes that hold an integer."""
+    for name, value in list(vars(holder.object).items()):
+        if type(value) is int and value == now:
+            yield _attribute(holder, name, wanted)
+
+
 def numbers(holder: Holder, now: float, wanted: float | None) -> Iterator[Handle]:
     """Attributes that hold a number in one of the usual forms."""
     for name, value in list(vars(holder.object).items()):
@@ -75,10 +82,9 @@ def switches(holder: Holder, field: str, wanted: Any) -> Iterator[Handle]:
     """Attributes of a like name that are off."""
     words = [w for w in re.split(r"[^a-z]+", field.lower()) if len(w) > 2]
     for name, value in list(vars(holder.object).items()):
-        if (value is None or value == -1 or value == 0) and not isinstance(value, Tensor):
-            plain = name.lower().replace("_", "")
-            if any(w in plain for w in words):
-                yield _attribute(holder, name, wanted)
+        off = value is None or (type(value) in (int, float) and value in (-1, 0))
+        if off and any(w in name.lower().replace("_", "") for w in words):
+            yield _attribute(holder, name, wanted)
 
 
 def tables(holder: Holder, now: Op, wanted: Op) -> Iterator[Handle]:
@@ -90,9 +96,24 @@ def tables(holder: Holder, now: Op, wanted: Op) -> Iterator[Handle]:
         if tensor.ndim not in (1, 2) or tensor.numel() == 0:
             continue
         for old, new in zip(now.precomputed(tensor.shape[0]), wanted.precomputed(tensor.shape[0]), strict=True):
-            if old.shape == tensor.shape and _alike(old, tensor):
+            if old.shape == tensor.shape and _alike(old, tensor) and not torch.equal(new, tensor):
                 yield _contents(f"{holder.path}.{name}", tensor, new)
                 break
+
+
+def together(these: list[Handle]) -> Handle:
+    """Several handles as one."""
+
+    def do() -> None:
+        for handle in these:
+            handle.set()
+
+    def undo() -> None:
+        for handle in reversed(these):
+            handle.undo()
+
+    more = f" (and {len(these) - 1} more like it)" if len(these) > 1 else ""
+    return Handle(these[0].words + more, do, undo)
 
 
 def _alike(expected: Tensor, tensor: Tensor) -> bool:

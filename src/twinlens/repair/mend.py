@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from twinlens import sites as names
+from twinlens.fields import kind_of, kinds
 from twinlens.capture import Placement, capture, graft, placed
 from twinlens.ops import Op
 from twinlens.repair import handles
@@ -19,6 +20,7 @@ from twinlens.repair.handles import Handle
 from twinlens.repair.instructions import Instruction, read
 from twinlens.sites import INPUTS
 from twinlens.spec import Spec, Step, Weights, evaluate
+from twinlens.text import format_value
 
 _BETTER = 0.5
 """A handle that leaves more than this share of a step's error is not the one."""
@@ -68,18 +70,20 @@ class Mender:
         if not candidates:
             return False
         before = self._error(i.seen_at)
-        kept = False
+        best: tuple[float, Handle] | None = None
         for handle in candidates:
             after = self._tried(handle, i.seen_at)
-            if after <= _BETTER * before or (others and after < before):
-                self._keep(handle)
-                before, kept = after, True
-                if before == 0.0:
-                    break
-            else:
-                with suppress(Exception):
-                    handle.undo()
-        return kept
+            with suppress(Exception):
+                handle.undo()
+            if after < min(before, best[0] if best else before):
+                best = after, handle
+            if after == 0.0:
+                break
+        if best is None or not (best[0] <= _BETTER * before or others):
+            return False
+        best[1].set()
+        self._keep(best[1])
+        return True
 
     def _tried(self, handle: Handle, seen_at: str) -> float:
         """The error of a step with a handle set; infinite where the implementation refuses it."""
@@ -91,14 +95,24 @@ class Mender:
 
     def _handles(self, i: Instruction) -> Iterator[Handle]:
         old, new = read(i.candidate), getattr(self.spec.at[i.sites[0]].op, i.name)
-        for holder in handles.holders(self.module, self._layer_paths(i.sites[0])):
-            for site in i.sites:
-                op = self.spec.at[site].op
-                yield from handles.tables(holder, op.replace(**{i.name: read(i.candidate)}), op)
-            if isinstance(old, int | float) and not isinstance(old, bool) and (new is None or isinstance(new, int | float)):
+        holders = list(handles.holders(self.module, self._layer_paths(i.sites[0])))
+        ops = [self.spec.at[site].op for site in i.sites]
+        tables = [
+            table
+            for holder in holders
+            for op in ops
+            for table in handles.tables(holder, op.replace(**{i.name: old}), op)
+        ]
+        if tables:  # an implementation may hold one in each layer
+            yield handles.together(tables)
+        for holder in holders:
+            kind = kind_of(self.spec.at[i.sites[0]].op, i.name)
+            if kind.name == "integer" and old is not None:
+                yield from handles.integers(holder, old, new)
+            elif kind.name == "number" and old is not None:
                 yield from handles.numbers(holder, float(old), None if new is None else float(new))
-            if old is None and isinstance(new, int | float):
-                yield from handles.switches(holder, f"{i.name} {i.parameter}", new)
+            elif kind.name in ("integer", "number"):
+                yield from handles.switches(holder, i.name, new)
     def _layer_paths(self, site: str) -> list[str]:
         """Where the modules of a site's layer stand, by the parameters that were found in it."""
         layer = names.split(site)[0]
@@ -139,7 +153,7 @@ class Mender:
         with torch.no_grad():
             native = self._native(site, found)
         x, y = (t.double().clamp_min(-1e30) for t in (value, native))
-        return float((x - y).norm())
+        return float((x - y).norm() / y.norm().clamp_min(1e-300))
 
     def _seen(self) -> dict[str, Tensor]:
         graph, placement = capture(
@@ -164,21 +178,17 @@ class Mender:
     # what nothing holds ---------------------------------------------------------------------------------------
 
     def _graft(self, left: Mapping[str, Sequence[Instruction]]) -> None:
-        places = self.placement.places
-
         def replaced(site: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
-            before = [s for s in self.spec.sites if s in places and places[s].node < places[site].node]
-            steps = self._steps(site, dict.fromkeys(before, self.tokens))
-
             def value(found: Mapping[str, Tensor]) -> Tensor:
-                with torch.no_grad():
-                    return evaluate(steps, found, self.weights)[site]
+                return self._native(site, found)
 
             return value
 
+        visible = [s for s in left if s in self.placement.places]
         made = graft(
-            self.module, self.spec, self.placement, {s: replaced(s) for s in left if s in self.placement.places}, call=self.call
-        )
+            self.module, self.spec, self.weights, {s: replaced(s) for s in visible},
+            mask=self.mask, call=self.call,
+        )  # fmt: skip
         self.done.undo.append(made.remove)
         for site, these in left.items():
             fields = ", ".join(sorted({i.name or i.parameter for i in these}))
@@ -187,8 +197,6 @@ class Mender:
 
 def shown(op: Op) -> str:
     """An operation with the fields that matter, for people."""
-    from twinlens.text import format_value
-    from twinlens.fields import kinds
 
     said = [f"{n}={format_value(v)}" for n, k, v in kinds(op) if k.name != "size" and v is not None]
     return f"{type(op).__name__}({', '.join(said)})"
