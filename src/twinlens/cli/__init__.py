@@ -60,12 +60,15 @@ def _run(arguments: Sequence[str] | None) -> int:
     # its own click or imports click, by version: this is the one road to the class in both.
     usage: type[Exception] = typer.BadParameter.__mro__[1]
     try:
-        status = app(args=arguments, prog_name="twinlens", standalone_mode=False)
+        given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+        status = app(args=given, prog_name="twinlens", standalone_mode=False)
     except typer.Abort:
-        raise KeyboardInterrupt from None
+        status = INTERRUPTED
     except usage as error:
         words = str(error.format_message())  # pyright: ignore[reportAttributeAccessIssue]
         return _failed(f"{words.rstrip('.')}; see twinlens --help.")
+    if status == INTERRUPTED:  # typer makes this status, or Abort, of a KeyboardInterrupt
+        raise KeyboardInterrupt
     return status if isinstance(status, int) else SAME
 
 

@@ -45,16 +45,14 @@ Markdown = Annotated[Path | None, typer.Option(help="Write the tables as Markdow
 
 @app.callback(invoke_without_command=True)
 def root(
-    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Print the help where no command is given."""
+    """What stands before a command."""
     if version:
         import twinlens
 
         typer.echo(f"twinlens {twinlens.__version__}")
-    elif context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        raise typer.Exit
 
 
 @app.command(short_help="Same model or not, where they part, why.")

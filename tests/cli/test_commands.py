@@ -1,0 +1,97 @@
+"""The command line in a process of its own: what is printed where, and the exit status."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from tests.cli.conftest import TWINLENS, command
+
+
+def test_the_same_model_is_0_and_says_nothing_else(models: Path) -> None:
+    done = command("compare", models / "gemma2", f"native:{models / 'gemma2'}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("IDENTICAL  The same model")
+
+
+def test_another_model_is_1_named_and_written_down(models: Path, tmp_path: Path) -> None:
+    json_file, markdown_file = tmp_path / "r.json", tmp_path / "r.md"
+    sources = (f"hf:{models / 'gemma2'}", f"hf:{models / 'scaled'}")
+    done = command("compare", *sources, "--json", json_file, "--markdown", markdown_file)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "DIFFERENT" in done.stdout
+    assert "sqrt(24)" not in done.stdout  # the reference's own value has no estimate to name
+    assert "4.89898 → 5.65685 = sqrt(32)" in done.stdout
+    assert "all layers" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()) <= 100
+    [cause] = json.loads(json_file.read_text())["causes"]
+    assert cause["parameter"] == "attn.scale"
+    assert cause["layers"] == [0, 1]
+    assert cause["interval"][0] <= 32**0.5 <= cause["interval"][1]
+    assert "| attn.scale |" in markdown_file.read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json", "r.md"]
+
+
+def test_after_the_fix_the_status_is_that_of_the_fixed(models: Path, tmp_path: Path) -> None:
+    before = {p: p.read_bytes() for p in (models / "scaled").iterdir()}
+    sources = (f"hf:{models / 'gemma2'}", f"hf:{models / 'scaled'}")
+    done = command("compare", *sources, "--fix", "--json", tmp_path / "r.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, after = done.stdout.split("After the fix")
+    assert "DIFFERENT" in first
+    assert "IDENTICAL" in after
+    assert "mended" in after
+    said = json.loads((tmp_path / "r.json").read_text())
+    assert (said["verdict"], said["after_fix"]["verdict"]) == ("different", "identical")
+    assert before == {p: p.read_bytes() for p in (models / "scaled").iterdir()}
+
+
+def test_recorded_shown_and_explained(models: Path, tmp_path: Path) -> None:
+    tokens = tmp_path / "ids.json"
+    tokens.write_text(json.dumps([list(range(3, 33))]))
+    for name in ("gemma2", "scaled"):
+        done = command("record", f"hf:{models / name}", "-o", tmp_path / name, "--tokens", tokens)
+        assert (done.returncode, done.stderr) == (0, "")
+    shown = command("show", tmp_path / "gemma2")
+    assert shown.returncode == 0
+    assert "call 0: 1 × 30 tokens" in shown.stdout
+    assert "blocks.1.attn.hook_attn_scores" in shown.stdout
+    done = command("explain", tmp_path / "gemma2", tmp_path / "scaled")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "attn.scale" in done.stdout
+
+
+def test_help_is_quick_and_has_examples() -> None:
+    started = time.perf_counter()
+    assert "compare" in command("--help").stdout
+    assert time.perf_counter() - started < 2  # 0.1 s on a machine that does nothing else
+    for name in ("compare", "record", "show", "explain", "demo"):
+        said = command(name, "--help")
+        assert said.returncode == 0
+        assert f"  twinlens {name}" in said.stdout.partition("Example")[2]
+
+
+def test_a_full_disk_below_standard_output_is_2_in_one_line(models: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = command("compare", f"native:{models / 'gemma2'}", models / "gemma2", stdout=full)
+    assert done.returncode == 2
+    assert done.stderr == "twinlens: No space left on device\n"
+
+
+def test_an_interruption_is_130_in_one_line(models: Path) -> None:
+    arguments = ("compare", f"hf:{models / 'gemma2'}", f"torch:{models / 'slow.py'}:make")
+    (models / "slow.py").write_text(
+        "import pathlib, time\n"
+        "def make():\n"
+        f"    pathlib.Path({str(models / 'started')!r}).touch()\n"
+        "    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([TWINLENS, *arguments], stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if (models / "started").exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, "twinlens: interrupted\n")
