@@ -95,25 +95,28 @@ class _Run:
     ) -> None:  # fmt: skip
         self.spec, self.placement, self.tokens, self.mask = spec, placement, tokens, mask
         self.sizes = sizes_of(spec.shape, tokens)
-        places = placement.places
-        functions = {places[s].node: self._function(s, value) for s, value in replacements.items()}
+        functions = {
+            node: self._function(site, value, node)
+            for site, value in replacements.items()
+            for node in copies(placement, site)
+        }
         self.tracer = Tracer(module, tokens, mask, placement.nodes, functions)
 
     def __call__(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         with torch.no_grad(), self.tracer:
             return forward(*args, **kwargs)
 
-    def _function(self, site: str, value: Value) -> Callable[[Mapping[int, Tensor]], Tensor]:
+    def _function(self, site: str, value: Value, node: int) -> Callable[[Mapping[int, Tensor]], Tensor]:
         place = self.placement.places[site]
 
         def replaced(nodes: Mapping[int, Tensor]) -> Tensor:
-            self._check(place.node)
+            self._check(node)
             found = {
                 s: p.layout.ours(nodes[p.node], self.sizes)
                 for s, p in self.placement.places.items()
                 if p.node in nodes and p.node != place.node
             }
-            return place.layout.theirs(value({**found, **self._given()}), nodes[place.node])
+            return place.layout.theirs(value({**found, **self._given()}), nodes[node])
 
         return replaced
 
@@ -131,6 +134,28 @@ class _Run:
         slots = torch.arange(p, device=self.tokens.device)
         mask = torch.ones_like(self.tokens) if self.mask is None else self.mask.long()
         return {"tokens": self.tokens, "positions": slots.expand(b, p), "mask": mask, "slots": slots}
+
+
+def copies(placement: Placement, site: str) -> list[int]:
+    """The nodes that hold a site, each made anew: an implementation may compute one thing several times."""
+    graph, node = placement.graph, placement.places[site].node
+    kept = graph[node]
+    same = [
+        n.index
+        for n in graph.nodes[node + 1 :]
+        if n.function == graph.nodes[node].function
+        and n.value is not None
+        and n.value.shape == kept.shape
+        and n.index in graph.live
+        and torch.equal(n.value, kept)
+    ]
+    below = graph.below([node])
+    found = [node]
+    for index in same:
+        if index not in below:
+            found.append(index)
+            below |= graph.below([index])
+    return found
 
 
 def _inputs(args: Any, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import re
+from collections import Counter
 from contextlib import suppress
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from twinlens import sites as names
 from twinlens.fields import kind_of, kinds
 from twinlens.capture import Placement, capture, graft, placed
 from twinlens.ops import Op
+from twinlens.parity.rounding import difference
 from twinlens.repair import handles
 from twinlens.repair.handles import Handle
 from twinlens.repair.instructions import Instruction, read
@@ -22,6 +24,8 @@ from twinlens.sites import INPUTS
 from twinlens.spec import Spec, Step, Weights, evaluate
 from twinlens.text import format_value
 
+Error = tuple[int, float]
+_NOTHING: Error = (10**12, float("inf"))
 _BETTER = 0.5
 """A handle that leaves more than this share of a step's error is not the one."""
 
@@ -70,28 +74,28 @@ class Mender:
         if not candidates:
             return False
         before = self._error(i.seen_at)
-        best: tuple[float, Handle] | None = None
+        best: tuple[Error, Handle] | None = None
         for handle in candidates:
             after = self._tried(handle, i.seen_at)
             with suppress(Exception):
                 handle.undo()
             if after < min(before, best[0] if best else before):
                 best = after, handle
-            if after == 0.0:
+            if after == (0, 0.0):
                 break
-        if best is None or not (best[0] <= _BETTER * before or others):
+        if best is None or not (others or best[0][0] < before[0] or best[0][1] <= _BETTER * before[1]):
             return False
         best[1].set()
         self._keep(best[1])
         return True
 
-    def _tried(self, handle: Handle, seen_at: str) -> float:
+    def _tried(self, handle: Handle, seen_at: str) -> Error:
         """The error of a step with a handle set; infinite where the implementation refuses it."""
         try:
             handle.set()
             return self._error(seen_at)
         except Exception:  # the border: an implementation may raise anything at a value that it does not expect
-            return float("inf")
+            return _NOTHING
 
     def _handles(self, i: Instruction) -> Iterator[Handle]:
         old, new = read(i.candidate), getattr(self.spec.at[i.sites[0]].op, i.name)
@@ -119,14 +123,15 @@ class Mender:
         if layer is None:
             return []
         owners = [
-            anchor.owner
+            owner
             for step in self.spec.steps
             if names.split(step.writes)[0] == layer
             for _, weight in step.weights
-            if (anchor := self.placement.anchors.get(weight.name)) is not None and anchor.owner
+            if (anchor := self.placement.anchors.get(weight.name)) is not None
+            for owner in ((anchor.owner,) if anchor.owner else anchor.made_of)
         ]
-        common = os.path.commonprefix([o.split(".") for o in owners]) if owners else []
-        return [".".join(common)] if common else []
+        layers = Counter(m[0] for o in owners if (m := re.match(r".*?\.\d+(?=\.)", o)))
+        return [layers.most_common(1)[0][0]] if layers else []
 
     def _set_weight(self, i: Instruction) -> bool:
         anchor = self.placement.anchors.get(i.name)
@@ -144,16 +149,18 @@ class Mender:
         self.done.words.append(handle.words)
         self.done.undo.append(handle.undo)
 
-    def _error(self, site: str) -> float:
-        """How far a step's value is from the reference's step on the module's own tensors."""
+    def _error(self, site: str) -> Error:
+        """How far a step's value is from the reference's step on the module's own tensors: entries that only one of
+        them masks, and the distance relative to its size on the others."""
         found = self._seen()
         value = found.get(site)
         if value is None:
-            return float("inf")
+            return _NOTHING
         with torch.no_grad():
             native = self._native(site, found)
-        x, y = (t.double().clamp_min(-1e30) for t in (value, native))
-        return float((x - y).norm() / y.norm().clamp_min(1e-300))
+        error, support = difference(site, value, native)
+        size = native.double().masked_fill(native < torch.finfo(torch.float32).min / 2, 0.0).norm()
+        return support, float(error.norm() / size.clamp_min(1e-300))
 
     def _seen(self) -> dict[str, Tensor]:
         graph, placement = capture(
