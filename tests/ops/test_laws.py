@@ -21,7 +21,7 @@ few = settings(
     max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
-C = 8.0  # of the rounding scale; the worst of 2,000 draws was below 5
+C = 8.0  # of the rounding scale; the worst of 60 draws of every combination was 6.2
 
 
 def test_every_operation_has_a_case() -> None:
