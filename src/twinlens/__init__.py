@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from twinlens.checkpoint import Checkpoint, from_module, open_checkpoint
+    from twinlens.comparison import Report, compare
     from twinlens.edits import Edit, Input, Insert, Remove, Rewire, Set
     from twinlens.errors import (
         CaptureError,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from twinlens.families import declare
     from twinlens.loading import load
     from twinlens.model import Hook, Model
-    from twinlens.comparison import Report, compare
     from twinlens.parity import Cause
     from twinlens.recording import Recording
     from twinlens.spec import Spec, Step, Weight

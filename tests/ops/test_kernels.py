@@ -134,11 +134,13 @@ def test_a_kernel_that_computes_something_else_is_caught(monkeypatch: pytest.Mon
     assert worst(norm_rows("rms", 0.0, "fused"), norm_sites(0), torch.float32, None) > C
 
 
-def test_sdpa_has_no_cap() -> None:
+def test_sdpa_has_no_cap_and_leaves_it_to_the_plain_rows() -> None:
     sites = attention_sites(0)
-    steps = attention_rows(Scores(2.0, softcap=5.0), "sdpa")
-    with pytest.raises(ValueError, match="no soft cap"):
-        evaluate(steps, sites, sites.__getitem__)
+    capped = Scores(2.0, softcap=5.0)
+    steps = attention_rows(capped, "sdpa")
+    assert [u.step.writes for u in units(steps)] == ["s", "a", "z"]
+    plain = evaluate(attention_rows(capped, "plain"), sites, sites.__getitem__)["z"]
+    assert torch.equal(evaluate(steps, sites, sites.__getitem__)["z"], plain)
 
 
 def test_a_kernel_gives_way() -> None:
