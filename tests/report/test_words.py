@@ -47,3 +47,13 @@ def test_a_change_is_said_with_its_closed_form() -> None:
 def test_a_closed_form_that_only_repeats_the_digits_is_left_out() -> None:
     plain = dataclasses.replace(SCALE, candidate=8.0, evidence="= 8; error 9")
     assert words.change(plain) == "16 → 8"
+    power = dataclasses.replace(SCALE, candidate=1e4, evidence="= 1e4; error 9")
+    assert words.change(power) == "16 → 10000"
+
+
+def test_lines_of_many_layers_are_one() -> None:
+    lines = [f"blocks.{n}.attn.scale = 16.0.0" for n in range(3)] + ["cfg.cap = 8"]
+    assert words.by_layer(lines) == [
+        ("blocks.L.attn.scale = 16.0.0", [0, 1, 2]),
+        ("cfg.cap = 8", []),
+    ]

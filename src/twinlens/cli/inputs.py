@@ -103,6 +103,8 @@ def encoded(text: str, checkpoint: Path | None) -> Tensor:
 def _tokenizer(checkpoint: Path) -> Any:
     from transformers import AutoTokenizer
 
+    if not checkpoint.exists():
+        raise InputError(f"{checkpoint}, whose tokenizer --text needs, does not exist.")
     where = {"pretrained_model_name_or_path": str(checkpoint)}
     if checkpoint.suffix == ".gguf":
         where = {"pretrained_model_name_or_path": str(checkpoint.parent)}

@@ -35,6 +35,7 @@ class Page:
 def page(report: Result) -> Page:
     """The rows of a report."""
     tables = (
+        *_mended(report),
         *_causes(report),
         *_reference(report),
         *_unexplained(report),
@@ -71,8 +72,6 @@ def _why(report: Result) -> str:
 
 
 def _facts(report: Result) -> Iterator[tuple[str, str]]:
-    for line in report.mended:
-        yield "mended", line
     if (sides := words.sides(report)) is not None:
         yield from zip(("reference", "candidate"), sides, strict=True)
     yield "compared", report.scope
@@ -106,31 +105,37 @@ def _finding(report: Result, site: str) -> Finding | None:
     return next((f for f in report.findings if f.site == site), None)
 
 
+def _mended(report: Result) -> Iterator[Table]:
+    if report.mended:
+        depth = words.depth(report)
+        rows = tuple((words.layers(n, depth), what) for what, n in words.by_layer(report.mended))
+        yield Table("Mended before this comparison", ("layers", "what"), rows)
+
+
 def _causes(report: Result) -> Iterator[Table]:
     if report.causes:
-        yield _of_causes("Causes", report.causes, report)
+        yield _of_causes("Causes", report.causes, report, "reference → candidate")
 
 
 def _reference(report: Result) -> Iterator[Table]:
     """The reference is taken as it computes; where its own config says otherwise is said here."""
     if report.reference_edits:
-        title = "The reference differs from its own config: config → as it computes"
-        yield _of_causes(title, report.reference_edits, report)
+        title = "The reference differs from its own config"
+        yield _of_causes(title, report.reference_edits, report, "config → as it computes")
 
 
-def _of_causes(title: str, causes: Sequence[Cause], report: Result) -> Table:
+def _of_causes(title: str, causes: Sequence[Cause], report: Result, change: str) -> Table:
     depth = words.depth(report)
     rows = tuple(
         (c.parameter, c.site, words.layers(c.layers, depth), words.change(c), c.status)
         for c in causes
     )
-    columns = ("parameter", "site", "layers", "reference → candidate", "status")
+    columns = ("parameter", "site", "layers", change, "status")
     return Table(title, columns, rows, notes=tuple(_evidence(c) for c in causes))
 
 
 def _evidence(cause: Cause) -> str:
-    named = words.closed_form(cause)
-    rest = cause.evidence.removeprefix(named).removeprefix("; ")
+    rest = cause.evidence.removeprefix(words.named(cause)).removeprefix("; ")
     seen = f"seen at {cause.seen_at}" if cause.seen_at != cause.site else ""
     return "; ".join(part for part in (words.precision(cause), seen, rest) if part)
 

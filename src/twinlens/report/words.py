@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
 from twinlens.parity.result import Cause, Finding, Order, Result
 from twinlens.sites import split
+
+_BETWEEN_DOTS = re.compile(r"\.(\d+)\.")
 
 
 def number(value: float) -> str:
@@ -27,11 +30,20 @@ def value(of: Any, parameter: str) -> str:
     return number(of) if isinstance(of, float) else str(of)
 
 
-def closed_form(cause: Cause) -> str:
-    """`= sqrt(224)` where the evidence gives the estimate a name that says more than its digits."""
+def named(cause: Cause) -> str:
+    """`= sqrt(224)`, with which the evidence of an estimate begins; empty where it has no name."""
     said = cause.evidence.partition("; ")[0]
-    digits = f"= {number(cause.candidate)}" if isinstance(cause.candidate, float) else ""
-    return said if said.startswith("= ") and said != digits else ""
+    return said if said.startswith("= ") else ""
+
+
+def closed_form(cause: Cause) -> str:
+    """The same where it says more than the digits: not `= 1e4` of 10000."""
+    said = named(cause)
+    try:
+        float(said.removeprefix("= "))
+    except ValueError:
+        return said
+    return ""
 
 
 def change(of: Cause | Order) -> str:
@@ -84,6 +96,17 @@ def sides(report: Result) -> tuple[str, str] | None:
 def counted(count: int, thing: str) -> str:
     """`1 cause`, `2 causes`."""
     return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def by_layer(lines: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """Lines that are alike but for the first number between dots, `blocks.3.attn`, as one."""
+    groups: dict[str, list[int]] = {}
+    for line in lines:
+        number = _BETWEEN_DOTS.search(line)
+        groups.setdefault(_BETWEEN_DOTS.sub(".L.", line, count=1), []).extend(
+            [] if number is None else [int(number[1])]
+        )
+    return list(groups.items())
 
 
 def some(of: Sequence[str], first: int = 4) -> str:
