@@ -77,7 +77,7 @@ def picture(findings: Sequence[Finding]) -> Iterator[Table]:
         (row, *(cell for d in of for cell in _cells(d, low, high))) for row, of in seen.items()
     )
     columns = ("layer", *(head for place in _PLACES for head in (place, "injected", "carried")))
-    scale = f"log scale, {10.0**low:.0e} to {10.0**high:.0e} of the tensor's size"
+    scale = f"log scale, 1e{low:+03d} to 1e{high:+03d} of the tensor's size"
     note = f"bar: total, of it █ injected here, ░ carried in; {scale}"
     yield Table("Error by depth", columns, rows, notes=(note,), numbered=False)
 
