@@ -41,7 +41,7 @@ def test_after_the_fix_the_status_is_that_of_the_fixed(models: Path, tmp_path: P
     first, after = done.stdout.split("After the fix")
     assert "DIFFERENT" in first
     assert "IDENTICAL" in after
-    assert "mended" in after
+    assert "Mended" in after
     said = json.loads((tmp_path / "r.json").read_text())
     assert (said["verdict"], said["after_fix"]["verdict"]) == ("different", "identical")
     assert before == {p: p.read_bytes() for p in (models / "scaled").iterdir()}
@@ -50,8 +50,10 @@ def test_after_the_fix_the_status_is_that_of_the_fixed(models: Path, tmp_path: P
 def test_recorded_shown_and_explained(models: Path, tmp_path: Path) -> None:
     tokens = tmp_path / "ids.json"
     tokens.write_text(json.dumps([list(range(3, 33))]))
-    for name in ("gemma2", "scaled"):
-        done = command("record", f"hf:{models / name}", "-o", tmp_path / name, "--tokens", tokens)
+    for kind, name in (("hf", "gemma2"), ("native", "scaled")):
+        done = command(
+            "record", f"{kind}:{models / name}", "-o", tmp_path / name, "--tokens", tokens
+        )
         assert (done.returncode, done.stderr) == (0, "")
     shown = command("show", tmp_path / "gemma2")
     assert shown.returncode == 0
