@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ COLUMNS = 64
 """Entries of a row that are compared: the correlation of unrelated rows then has a standard deviation of
 1/8, so that 0.9 is out of reach even among a million."""
 ALIKE = 0.9
-SAMPLED_ROWS = 16
+SAMPLED_ROWS = 24
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,10 @@ class Reference:
     what: str
 
 
+@lru_cache(maxsize=65536)
 def generic(name: str) -> str:
     """A weight's name without the layer's number."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "L", name)
-
-
-@dataclass
-class Rows:
-    """For each row of a constant, the kind of weight and the row of it that it holds; kinds[-1] is none."""
-
-    kinds: tuple[str, ...]
-    kind: Tensor
-    row: Tensor
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        return self.kinds
 
 
 @dataclass(frozen=True)
@@ -120,17 +108,21 @@ class Matcher:
         if len(table) == 0:
             return None
         sample = torch.linspace(0, len(matrix) - 1, min(len(matrix), SAMPLED_ROWS)).long().unique()
-        best, at = self._nearest(matrix[sample], table)
+        drawn = sketch(matrix[sample])
+        best, at = _nearest(drawn, table)
         good = best > ALIKE
         if int(good.sum()) * 4 < len(sample):
             return None
-        number = Counter(owner[at[good]].tolist()).most_common(1)[0][0]
-        whole = len(matrix) == len(self.known[number].matrix)
-        if whole and bool((row[at[good]] == sample[good]).all()) and bool((owner[at[good]] == number).all()):
-            return number, *_in_place(number, len(matrix))
-        best, at = self._nearest(matrix, table)
-        owners = torch.where(best > ALIKE, owner[at], -1)
-        return number, *_filled(owners, row[at])
+        votes = Counter(owner[at[good]].tolist())
+        number = votes.most_common(1)[0][0]
+        if len(matrix) == len(self.known[number].matrix):
+            there = sketch(self.known[number].matrix[sample])
+            if int(((drawn * there).sum(1) > ALIKE).sum()) * 2 >= int(good.sum()):
+                return number, *_in_place(number, len(matrix))
+        likely = torch.isin(owner, torch.tensor(list(votes)))
+        best, at = _nearest(sketch(matrix), table[likely])
+        owners = torch.where(best > ALIKE, owner[likely][at], -1)
+        return number, *_filled(owners, row[likely][at])
 
     def _table(self, what: str, width: int) -> tuple[Tensor, Tensor, Tensor]:
         if (what, width) not in self._tables:
@@ -146,9 +138,11 @@ class Matcher:
             )
         return self._tables[what, width]
 
-    def _nearest(self, rows: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [(part @ table.T).max(dim=1) for part in sketch(rows).split(1024)]
-        return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
+
+def _nearest(rows: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row the highest correlation in the table, and where it is."""
+    parts = [(part @ table.T).max(dim=1) for part in rows.split(256)]
+    return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
 
 def sketch(matrix: Tensor) -> Tensor:
@@ -240,13 +234,15 @@ class Numbering:
         if match is None:
             return _Member(use)
         number, owners, rows = match
-        names = [generic(self.known[n].name) for n in owners.tolist()]
-        kinds = tuple(dict.fromkeys(names))
-        index = {k: i for i, k in enumerate(kinds)}
+        order = list(dict.fromkeys(owners.tolist()))
+        kinds = tuple(dict.fromkeys(generic(self.known[n].name) for n in order))
+        kind = torch.zeros_like(owners)
+        for n in order:
+            kind[owners == n] = kinds.index(generic(self.known[n].name))
         name = self.known[number].name
         what = self.known[number].what
         layer = self.names[what, generic(name)].index(name)
-        return _Member(use, layer, kinds, torch.tensor([index[n] for n in names]), rows)
+        return _Member(use, layer, kinds, kind, rows)
 
     def _kinds(self, group: list[_Member]) -> dict[object, list[_Member]]:
         """Members by what they hold; those that are like nothing belong where the order of the others says."""
