@@ -75,14 +75,15 @@ def test_help_is_quick_and_has_examples() -> None:
 
 
 def test_a_full_disk_below_standard_output_is_2_in_one_line(models: Path) -> None:
+    native = f"native:{models / 'gemma2'}"
     with Path("/dev/full").open("w") as full:
-        done = command("compare", f"native:{models / 'gemma2'}", models / "gemma2", stdout=full)
+        done = command("compare", native, native, stdout=full)
     assert done.returncode == 2
     assert done.stderr == "twinlens: No space left on device\n"
 
 
 def test_an_interruption_is_130_in_one_line(models: Path) -> None:
-    arguments = ("compare", f"hf:{models / 'gemma2'}", f"torch:{models / 'slow.py'}:make")
+    arguments = ("compare", f"torch:{models / 'slow.py'}:make", f"native:{models / 'gemma2'}")
     (models / "slow.py").write_text(
         "import pathlib, time\n"
         "def make():\n"
