@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from twinlens.capture.graph import Graph
-from twinlens.capture.uses import Use, root, uses
+from twinlens.capture.uses import Use, added, root, uses
 from twinlens.spec import Spec, Step, Weight, Weights
 
 COLUMNS = 64
@@ -350,14 +350,13 @@ class OwnWeights:
         return torch.cat(parts)[here.argsort()]
 
     def _bias(self, held: list[Held], reference: Tensor) -> Tensor | None:
-        from twinlens.capture.uses import added
-
         parts: list[Tensor] = []
         for h in held:
             rows = len(h.use.matrix(self.graph))
             at = h.use.bias
             if at is None and h.use.kind != "norm":
-                later = added(self.graph, h.use.out, rows)
+                count = rows if h.use.kind == "product" else self.graph[h.use.constant].numel()
+                later = added(self.graph, h.use.out, count)
                 at = later[1] if later else None
             if at is None or self.graph[at].numel() != rows and h.use.kind == "product":
                 return None

@@ -121,8 +121,9 @@ def _holds(graph: Graph, use: Use) -> bool:
 def _lookup(graph: Graph, node: Node, constants: list[int]) -> Iterator[Use]:
     ids = [i for i in node.inputs if graph[i].dtype.is_floating_point is False]
     tables = [c for c in constants if graph[c].ndim == 2]
-    if len(tables) == 1 and len(ids) == 1 and graph[node.index].shape[-1] == graph[tables[0]].shape[1]:
-        yield Use("lookup", node.index, ids[0], tables[0], (0,), (1,))
+    if len(tables) == 1 and len(ids) <= 1 and graph[node.index].shape[-1] == graph[tables[0]].shape[1]:
+        # without ids: the first rows of a table of positions
+        yield Use("lookup", node.index, (ids or tables)[0], tables[0], (0,), (1,))
 
 
 def _scaling(graph: Graph, node: Node, x: int, constants: list[int]) -> Iterator[Use]:
