@@ -72,10 +72,21 @@ def numbers(holder: Holder, now: float, wanted: float | None) -> Iterator[Handle
         for _, form in _FORMS:
             held = _safely(form, now)
             if held is not None and held != 0 and abs(value - held) <= 1e-6 * abs(held):
-                new = None if wanted is None else _safely(form, wanted)
-                if new is not None or wanted is None:
-                    yield _attribute(holder, name, type(value)(new) if new is not None and float(new).is_integer() and isinstance(value, int) else new)
+                yield from _written(holder, name, value, form, wanted)
                 break
+
+
+def _written(
+    holder: Holder, name: str, value: float, form: Callable[[float], float], wanted: float | None
+) -> Iterator[Handle]:
+    """A new value in the form of the old one; off is None in some code, -1 or 0 in other."""
+    if wanted is None:
+        yield from (_attribute(holder, name, off) for off in (None, -1.0, 0.0))
+        return
+    new = _safely(form, wanted)
+    if new is not None:
+        whole = isinstance(value, int) and float(new).is_integer()
+        yield _attribute(holder, name, int(new) if whole else new)
 
 
 def switches(holder: Holder, field: str, wanted: Any) -> Iterator[Handle]:

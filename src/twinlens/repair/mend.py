@@ -16,6 +16,7 @@ from twinlens import sites as names
 from twinlens.fields import kind_of, kinds
 from twinlens.capture import Placement, capture, graft, placed
 from twinlens.ops import Op
+from twinlens.parity.changes import SetField, Variant
 from twinlens.parity.rounding import difference
 from twinlens.repair import handles
 from twinlens.repair.handles import Handle
@@ -56,12 +57,26 @@ class Mender:
         for i in wanted:
             by_place.setdefault(i.seen_at, []).append(i)
         for seen_at, here in by_place.items():
-            for i in here:
-                if not self._set(i, [j for j in here if j is not i]):
-                    left.setdefault(seen_at, []).append(i)
+            pending = self._not_yet(seen_at, here)
+            for i in list(pending):
+                if self._set(i, [j for j in pending if j is not i]):
+                    pending.remove(i)
+            if pending:
+                left[seen_at] = pending
         if left:
             self._graft(left)
         return self.done
+
+    def _not_yet(self, site: str, here: Sequence[Instruction]) -> list[Instruction]:
+        """Without those that a handle which several layers share has mended already."""
+        pending, found = list(here), self._seen()
+        now = self._error(site, pending, found)
+        for i in here:
+            fewer = [j for j in pending if j is not i]
+            error = self._error(site, fewer, found)
+            if i.what == "field" and i.parameter != "order" and error < now:
+                pending, now = fewer, error
+        return pending
 
     # what the implementation itself holds ------------------------------------------------------------------
 
@@ -73,27 +88,29 @@ class Mender:
         candidates = list(self._handles(i))
         if not candidates:
             return False
-        before = self._error(i.seen_at)
+        before = self._error(i.seen_at, others)
+        if before == (0, 0.0):  # mended already, by a handle that several layers share
+            return True
         best: tuple[Error, Handle] | None = None
         for handle in candidates:
-            after = self._tried(handle, i.seen_at)
+            after = self._tried(handle, i.seen_at, others)
             with suppress(Exception):
                 handle.undo()
             if after < min(before, best[0] if best else before):
                 best = after, handle
             if after == (0, 0.0):
                 break
-        if best is None or not (others or best[0][0] < before[0] or best[0][1] <= _BETTER * before[1]):
+        if best is None or not (best[0][0] < before[0] or best[0][1] <= _BETTER * before[1]):
             return False
         best[1].set()
         self._keep(best[1])
         return True
 
-    def _tried(self, handle: Handle, seen_at: str) -> Error:
+    def _tried(self, handle: Handle, seen_at: str, others: Sequence[Instruction]) -> Error:
         """The error of a step with a handle set; infinite where the implementation refuses it."""
         try:
             handle.set()
-            return self._error(seen_at)
+            return self._error(seen_at, others)
         except Exception:  # the border: an implementation may raise anything at a value that it does not expect
             return _NOTHING
 
@@ -149,15 +166,21 @@ class Mender:
         self.done.words.append(handle.words)
         self.done.undo.append(handle.undo)
 
-    def _error(self, site: str) -> Error:
+    def _error(
+        self, site: str, others: Sequence[Instruction], found: Mapping[str, Tensor] | None = None
+    ) -> Error:
         """How far a step's value is from the reference's step on the module's own tensors: entries that only one of
-        them masks, and the distance relative to its size on the others."""
-        found = self._seen()
+        them masks, and the distance relative to its size on the others.
+
+        What else is to be mended in this step is taken as it still is: two faults may partly cancel, and mending one
+        alone would look worse.
+        """
+        found = self._seen() if found is None else found
         value = found.get(site)
         if value is None:
             return _NOTHING
         with torch.no_grad():
-            native = self._native(site, found)
+            native = self._native(site, found, others)
         error, support = difference(site, value, native)
         size = native.double().masked_fill(native < torch.finfo(torch.float32).min / 2, 0.0).norm()
         return support, float(error.norm() / size.clamp_min(1e-300))
@@ -174,8 +197,10 @@ class Mender:
         mask = torch.ones_like(self.tokens) if self.mask is None else self.mask
         return {"tokens": self.tokens, "positions": slots.expand(b, p), "mask": mask, "slots": slots}
 
-    def _native(self, site: str, found: Mapping[str, Tensor]) -> Tensor:
-        return evaluate(self._steps(site, found), found, self.weights)[site]
+    def _native(self, site: str, found: Mapping[str, Tensor], others: Sequence[Instruction] = ()) -> Tensor:
+        as_is = [SetField(o.sites, o.name, read(o.candidate)) for o in others if o.what == "field"]
+        steps = Variant(tuple(as_is)).steps(self._steps(site, found))
+        return evaluate(steps, found, self.weights)[site]
 
     def _steps(self, site: str, found: Mapping[str, Tensor]) -> tuple[Step, ...]:
         """The reference's steps to a site from those that the module shows, with what its kernel absorbs."""
