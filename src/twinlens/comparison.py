@@ -16,8 +16,9 @@ from twinlens.fields import kinds
 from twinlens.parity.judge import Judge, Progress, silent
 from twinlens.parity.result import Result
 from twinlens.recording import Recording
+from twinlens.sites import split
 from twinlens.spec import Spec
-from twinlens.subjects import Declaration, Recorded, Say, Subject, agreed, say_nothing, subject
+from twinlens.subjects import Declaration, Recorded, Say, Subject, agreed, declared_at, say_nothing, subject
 
 Tokens = Tensor | Sequence[Sequence[int]]
 LENGTH, LONGEST = 64, 512
@@ -36,6 +37,8 @@ class Report(Result):
     sides: tuple[Subject, Subject] | None = dataclasses.field(default=None, repr=False)
     tokens: Tensor | None = dataclasses.field(default=None, repr=False)
     mask: Tensor | None = dataclasses.field(default=None, repr=False)
+    level: str = "all"
+    """Which sites were compared."""
 
     def __str__(self) -> str:
         from twinlens.report import terminal
@@ -44,15 +47,15 @@ class Report(Result):
 
     def to_json(self, path: str | Path) -> None:
         """Write everything as JSON."""
-        from twinlens.report import as_json
+        from twinlens.report import as_json, files
 
-        Path(path).write_text(as_json.text(self))
+        files.write(Path(path), as_json.text(self))
 
     def to_markdown(self, path: str | Path) -> None:
         """Write the tables as Markdown."""
-        from twinlens.report import markdown
+        from twinlens.report import files, markdown
 
-        Path(path).write_text(markdown.text(self))
+        files.write(Path(path), markdown.text(self))
 
     @property
     def coverage(self) -> dict[str, dict[str, str]]:
@@ -86,6 +89,8 @@ def compare(
     tokens: Tokens | None = None,
     mask: Tensor | None = None,
     call: Callable[..., Any] | None = None,
+    sites: str = "all",
+    model: str | Path | None = None,
     progress: Progress = silent,
     say: Say = say_nothing,
 ) -> Report:
@@ -97,28 +102,53 @@ def compare(
         tokens: ids [b p]; by default those of a recording that is given, else random ids, longer than the window.
         mask: [b p], 1 = a real token.
         call: how the candidate is called, `(tokens, mask) -> logits`.
+        sites: "all", or only the "sublayers" or the "residual" stream of both sides.
+        model: a checkpoint whose config says what both are, where neither side does.
         progress, say: told how far it is.
 
     Raises:
         TwinlensError: they cannot be compared; the sentence says what to do.
     """
+    if sites not in VISIBLE:
+        raise InputError(f"sites={sites!r} is none of {', '.join(VISIBLE)}.")
     sides = subject(reference), subject(candidate, call)
-    declared = agreed(*sides)
+    declared = agreed(*sides) if model is None else declared_at(str(model))
     ids, mask = inputs_of(sides, declared.spec, tokens, mask)
-    return run(sides, declared, ids, mask, progress, say)
+    return run(sides, declared, ids, mask, progress, say, sites=sites)
 
 
 def run(
     sides: tuple[Subject, Subject], declared: Declaration, tokens: Tensor, mask: Tensor | None,
-    progress: Progress = silent, say: Say = say_nothing, reference: Recording | None = None,
+    progress: Progress = silent, say: Say = say_nothing, reference: Recording | None = None, sites: str = "all",
 ) -> Report:  # fmt: skip
-    """Record both sides and judge them."""
-    first = reference or sides[0].record(declared, tokens, mask, say)
-    second = sides[1].record(declared, tokens, mask, say)
+    """Record both sides and judge them, on the sites of one level of visibility."""
+    first = reference or only(sides[0].record(declared, tokens, mask, say), sites)
+    second = only(sides[1].record(declared, tokens, mask, say), sites)
     judged = Judge(declared.spec, declared.weights, first, second, progress)
     found = judged.run()
     values = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
-    return Report(**values, judge=judged, declared=declared, sides=sides, tokens=tokens, mask=mask)
+    return Report(**values, judge=judged, declared=declared, sides=sides, tokens=tokens, mask=mask, level=sites)
+
+
+_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "logits")
+VISIBLE: dict[str, tuple[str, ...] | None] = {
+    "all": None,
+    "sublayers": (*_STREAM, "hook_embed", "hook_attn_out", "hook_mlp_out"),
+    "residual": _STREAM,
+}
+"""The sites of each level of visibility, by their names within a block."""
+
+
+def only(recording: Recording, sites: str) -> Recording:
+    """A recording with the sites of one level of visibility."""
+    kept = VISIBLE[sites]
+    if kept is None:
+        return recording
+    calls = [
+        dataclasses.replace(call, sites={s: call.sites[s] for s in call.sites if split(s)[1] in kept})
+        for call in recording.calls
+    ]
+    return dataclasses.replace(recording, calls=calls)
 
 
 def inputs_of(

@@ -29,6 +29,7 @@ class Kind:
     smooth at off (0) as cap · tanh(s / cap) = s - s³ / (3 cap²) + …. Power 0 stands for
     the logarithm.
     `enters`: the site within the block where a cause is reported, if not the step's own.
+    `signed`: a number that may be negative; others are not.
     `tied`: steps of one layer that have this field have one value of it (cos and sin, queries and
     keys).
     """
@@ -40,6 +41,7 @@ class Kind:
     alternatives: tuple[Any, ...] = ()
     enters: str | None = None
     tied: bool = False
+    signed: bool = False
 
 
 def _field(kind: Kind, default: Any) -> Any:
@@ -53,9 +55,10 @@ def number(
     off: bool = False,
     power: float = 1.0,
     tied: bool = False,
+    signed: bool = False,
 ) -> Any:
     """A real constant of the formula; as a 0-dim tensor it has a derivative."""
-    return _field(Kind("number", parameter, off=off, power=power, tied=tied), default)
+    return _field(Kind("number", parameter, off=off, power=power, tied=tied, signed=signed), default)
 
 
 def integer(

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,7 @@ class Declaration:
         return cls(spec, lambda name: checkpoint.weight(name).to(dtype), checkpoint)
 
 
+@runtime_checkable
 class Subject(Protocol):
     """One side of a comparison."""
 
@@ -151,7 +152,9 @@ class Recorded:
         where = (self.recording.checkpoint or {}).get("path")
         if where is None or not Path(where).exists():
             return None
-        return declared_at(where)
+        about = self.recording.about
+        options = {key: str(about[key]) for key in ("attn", "dtype") if about.get(key)}
+        return declared_at(where, **options)
 
     def record(self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say) -> Recording:
         """Itself; it must be of the tokens that the other side ran."""

@@ -69,7 +69,7 @@ class NormWeight(Op):
     absorbs: ClassVar[tuple[str, ...]] = ("Normalize",)
     removable: ClassVar[str | None] = "norm.missing"
 
-    offset: float = number(0.0, parameter="norm.offset")
+    offset: float = number(0.0, parameter="norm.offset", signed=True)
     dtype: torch.dtype | None = precision(None, torch.float32, parameter="norm.dtype")
     kernel: str = order("plain", "fused")
 

@@ -159,9 +159,27 @@ class Variant:
         fed = {f"candidate:{c.name}": c.tensor for c in self.changes if isinstance(c, Feed)}
         return {**inputs, **fed} if fed else inputs
 
+    def tied_to(self, steps: tuple[Step, ...]) -> Variant:
+        """The changes of fields that some steps share with those that are changed."""
+        found = [_same_field(c, steps) for c in self.changes]
+        return Variant(tuple(c for c in found if c is not None))
+
     def in_layer(self, layer: int) -> Variant:
         """The field changes of one layer carried to another one, which may well have the same."""
         return Variant(tuple(_moved(c, layer) for c in self.changes if isinstance(c, SetField | Leave)))
+
+
+def _same_field(change: Change, steps: tuple[Step, ...]) -> SetField | None:
+    """The change at those of some steps that are tied to it."""
+    if not isinstance(change, SetField):
+        return None
+    layer = sites.split(change.site)[0]
+    here = tuple(
+        s.writes
+        for s in steps
+        if sites.split(s.writes)[0] == layer and any(n == change.name and k.tied for n, k, _ in kinds(s.op))
+    )
+    return SetField(here, change.name, change.value) if here else None
 
 
 def _moved(change: SetField | Leave, layer: int) -> Change:

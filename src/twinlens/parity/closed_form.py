@@ -13,6 +13,8 @@ def closed_form(value: float, interval: tuple[float, float]) -> tuple[float, str
     believed where the interval is so narrow that it would not hold one of its kind by chance.
     """
     low, high = interval
+    if not all(map(math.isfinite, (value, low, high))):
+        return None
     width = high - low
     for candidate, name, spacing in _forms(value):
         if low <= candidate <= high and width < 0.1 * spacing:

@@ -28,6 +28,7 @@ class Examiner:
         self._changes: dict[str, list[Variant]] = {}
         self._orders: dict[str, list[Variant]] = {}
         self._no_orders: set[str] = set()
+        self._tied: list[Variant] = []
 
     def __call__(self, m: Merged) -> Examination:
         """The ladder for one step."""
@@ -44,6 +45,13 @@ class Examiner:
         order = self._order(m, Variant(), deep=sites.generic(m.target) not in self._no_orders)
         if order is not None:
             return Examination(m.target, "order", orders=order, exact=True)
+        sharper = orders.precision(m, Variant())
+        if sharper is not None:
+            self._remember(self._changes, m, sharper)
+            proof = {"proof": "no declared precision gives these bits, this one gives every bit"}
+            return Examination(
+                m.target, "explained", sharper, evidence=proof, exact=True, exact_without_orders=True
+            )
         search = Search(m, self.spec, self.own, self.known)
         ratio = search.base.ratio
         weights_differ = any(w.name in self.own for s in m.steps for _, w in s.weights)
@@ -110,7 +118,8 @@ class Examiner:
     def _proposals(self, m: Merged) -> list[Variant]:
         layer = sites.split(m.target)[0]
         known = self._changes.get(sites.generic(m.target), [])
-        return [v for k in reversed(known) if layer is not None and (v := k.in_layer(layer))]
+        alike = [v for k in reversed(known) if layer is not None and (v := k.in_layer(layer))]
+        return alike + [v for k in reversed(self._tied) if (v := k.tied_to(m.steps))]
 
     def _order(self, m: Merged, base: Variant, *, deep: bool = True) -> Variant | None:
         layer = sites.split(m.target)[0]
@@ -121,9 +130,10 @@ class Examiner:
             self._remember(self._orders, m, found)
         return found
 
-    @staticmethod
-    def _remember(memory: dict[str, list[Variant]], m: Merged, variant: Variant) -> None:
+    def _remember(self, memory: dict[str, list[Variant]], m: Merged, variant: Variant) -> None:
         kept = Variant(tuple(c for c in variant.changes if not isinstance(c, Use)))
+        if memory is self._changes and kept:
+            self._tied.append(kept)
         known = memory.setdefault(sites.generic(m.target), [])
         if kept and kept not in known:
             known.append(kept)

@@ -126,13 +126,14 @@ class Fit:
             at = to
             before = cost
             r, J = self.columns(chosen, at)
-            if float(moved) < 1e-12 or float((before - r.square().sum()) / before) < 1e-6:
+            if float(moved) < 1e-12 or float((before - r.square().sum()) / before) < 1e-9:
                 break
         return self._fitted(chosen, at, r, J)
 
     @staticmethod
     def _legal(chosen: Sequence[Number], at: Tensor) -> Tensor:
-        low = torch.tensor([_NEAR_OFF if n.kind.power < 0 else -torch.inf for n in chosen], dtype=torch.float64)
+        free = [n.kind.signed or n.kind.power == 0.0 for n in chosen]
+        low = torch.tensor([-torch.inf if f else _NEAR_OFF for f in free], dtype=torch.float64)
         return torch.maximum(at, low)
 
     def _fitted(self, chosen: Sequence[Number], at: Tensor, r: Tensor, J: Tensor) -> Fitted:

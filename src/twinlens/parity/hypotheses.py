@@ -19,6 +19,9 @@ def discrete(merged: Merged, spec: Spec, native: torch.Tensor) -> Iterator[Chang
     """Every choice, precision, integer and missing part that a merged step could differ in, likeliest first."""
     hints = support(merged, native)
     for step in merged.steps:
+        if "positions" in step.reads:
+            yield from positions(step, merged)
+    for step in merged.steps:
         for name, kind, now in kinds(step.op):
             tied = twins(merged.steps, step.writes, name)
             if tied[0] != step.writes:
@@ -35,8 +38,6 @@ def discrete(merged: Merged, spec: Spec, native: torch.Tensor) -> Iterator[Chang
     for step in merged.steps:
         if step.op.removable:
             yield Leave((*_belonging(step, merged), step.writes))
-        if "positions" in step.reads:
-            yield from positions(step, merged)
     for step in merged.steps:
         for name, kind, now in kinds(step.op):
             if kind.name == "dtype":

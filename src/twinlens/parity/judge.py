@@ -17,7 +17,7 @@ from twinlens.parity.merged import Merged, Meter, merge, work
 from twinlens.parity.result import Examination, Finding, Result, Unexplained, Verdict
 from twinlens.parity.rounding import by_rows, difference, equal
 from twinlens.recording import Recording
-from twinlens.sites import INPUTS
+from twinlens.sites import INPUTS, axes
 from twinlens.spec import Spec, Weights
 
 Progress = Callable[[str, int, int], None]
@@ -82,6 +82,8 @@ class Judge:
                 "the two recordings have no site in common; record the same sites of both, e.g. --sites all"
             )
         check_shapes(self.common, self.reference.sites, self.candidate.sites)
+        check_sizes(spec, self.common, self.reference.sites)
+        check_weights(self.candidate.own)
         odd = sorted((sides[0] ^ sides[1]) | (sides[0] & sides[1]) - set(spec.sites))
         self.unmatched = [s for s in odd if s not in INPUTS] + reference.unknown + candidate.unknown
         self.meter = Meter(sum(work(s, self.weights) for s in spec.steps))
@@ -93,6 +95,8 @@ class Judge:
         if all(same.values()):
             result.findings = [self._finding(s, None, None, True) for s in self.common]
             return result
+        for name, side in (("reference", self.reference), ("candidate", self.candidate)):
+            check_finite(name, [s for s in self.common if not same[s]], side.sites, self.mask)
         spec = self.reference_spec = self._checked_reference(same, result)
         examined, natives = self._examine_candidate(spec, same, result)
         result.findings = [self._finding(s, examined.get(s), natives.get(s), same[s]) for s in self.common]
@@ -203,6 +207,42 @@ def check_shapes(common: Iterable[str], a: Mapping[str, Tensor], b: Mapping[str,
             raise ComparisonError(
                 f"{site} has shape {tuple(x)} in the reference and {tuple(y)} in the candidate; "
                 f"these are models of different size or one recording is damaged"
+            )
+
+
+def check_sizes(spec: Spec, common: Iterable[str], a: Mapping[str, Tensor]) -> None:
+    """Raises ComparisonError where a tensor is of another size than the declared model's."""
+    shape = spec.shape
+    known = {"d": shape.d_model, "h": shape.heads, "k": shape.kv_heads, "e": shape.head_width, "v": shape.vocabulary}
+    for site in common:
+        for axis, size in zip(axes(site), a[site].shape, strict=True):
+            if known.get(axis, size) != size:
+                raise ComparisonError(
+                    f"{site} has shape {tuple(a[site].shape)}, but the model that was declared has {known[axis]} along "
+                    f"{axis!r}; give the checkpoint that was recorded with --model PATH"
+                )
+
+
+def check_weights(own: Mapping[str, Tensor]) -> None:
+    """Raises ComparisonError for a weight of the candidate that is not finite."""
+    for name, tensor in own.items():
+        if not bool(torch.isfinite(tensor).all()):
+            row = int((~torch.isfinite(tensor)).nonzero()[0][0])
+            raise ComparisonError(
+                f"{name} of the candidate has a NaN or an infinity at row {row}; a model that is not finite cannot be "
+                "compared: reload its checkpoint"
+            )
+
+
+def check_finite(side: str, sites: Iterable[str], values: Mapping[str, Tensor], mask: Tensor) -> None:
+    """Raises ComparisonError for the first site that is not finite at a real token; masked scores may be -inf."""
+    for site in sites:
+        rows = by_rows(site, values[site], mask)
+        bad = torch.isnan(rows) if site.endswith("scores") else ~torch.isfinite(rows)
+        if bool(bad.any()):
+            raise ComparisonError(
+                f"{site} of the {side} has {int(bad.sum())} entries that are not finite, the first site that has any; "
+                "a model that is not finite cannot be compared: look at the step that writes it"
             )
 
 

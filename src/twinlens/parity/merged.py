@@ -47,6 +47,8 @@ class Merged:
     sites: Mapping[str, Tensor]
     weights: Weights
     meter: Meter
+    dtype: torch.dtype = torch.float32
+    """What the declared model stores."""
 
     @property
     def value(self) -> Tensor:
@@ -81,8 +83,15 @@ class Merged:
 
     def _run(self, steps: Sequence[Step], variant: Variant, keep: Sequence[str] = ()) -> dict[str, Tensor]:
         self.meter.add(steps, 1.0, self.weights)
+        inputs, weights = variant.inputs(self.sites), variant.weights(self.weights)
         with torch.no_grad():
-            return evaluate(steps, variant.inputs(self.sites), variant.weights(self.weights), keep=keep)
+            try:
+                return evaluate(steps, inputs, weights, keep=keep)
+            except RuntimeError:  # a tensor that the run has in another dtype than the declared step reads
+                return evaluate(steps, {k: self._stored(v) for k, v in inputs.items()}, weights, keep=keep)
+
+    def _stored(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype) if x.is_floating_point() else x
 
     def oracle(self, variant: Variant, rows: Rows, noise: Noise | None = None) -> Tensor:
         """The target in float64 by the plain formulas, on some rows of the positions, differentiable in the fields."""
@@ -203,4 +212,4 @@ def merge(spec: Spec, sites: Mapping[str, Tensor], weights: Weights, meter: Mete
         steps = spec.between(target, others)
         inner = hidden_by_kernel.get(target, ())
         kernel_steps = spec.between(target, [s for s in others if s not in inner]) if inner else steps
-        yield Merged(target, steps, kernel_steps, given, weights, meter)
+        yield Merged(target, steps, kernel_steps, given, weights, meter, spec.dtype)

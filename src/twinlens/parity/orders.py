@@ -8,7 +8,7 @@ from itertools import combinations
 import torch
 
 from twinlens.fields import kinds
-from twinlens.parity.changes import SetField, Variant, slot
+from twinlens.parity.changes import SetField, Variant, slot, twins
 from twinlens.parity.merged import Merged
 from twinlens.parity.rounding import equal
 
@@ -46,15 +46,25 @@ def alternatives(merged: Merged, base: Variant) -> Iterator[SetField]:
 
 
 def finer(a: torch.dtype | None, b: torch.dtype | None, merged: Merged) -> bool:
-    """Whether precision `a` rounds less than `b`: then it is an order, no cause."""
-    x, y = (merged.value.dtype if t is None else t for t in (a, b))
-    return torch.finfo(x).eps < torch.finfo(y).eps
+    """Whether `a` is the precision of an oracle, beyond what any model stores: then it is an order, no cause."""
+    return a == torch.float64 and b != torch.float64
+
+
+def precision(merged: Merged, base: Variant) -> Variant | None:
+    """One other precision under which the step gives every bit of the candidate: a cause, since bits prove it."""
+    for step in merged.steps[::-1]:
+        for name, kind, now in kinds(step.op):
+            for value in kind.alternatives if kind.name == "dtype" else ():
+                trial = Variant((SetField(twins(merged.steps, step.writes, name), name, value),))
+                if value != now and value != torch.float64 and matches(merged, base + trial):
+                    return trial
+    return None
 
 
 def matches(merged: Merged, variant: Variant) -> bool:
     """Whether the step under these changes gives every bit of the run's own value."""
     try:
         value = merged.native(variant)
-    except ValueError:  # a kernel that cannot compute this meaning
+    except (ValueError, RuntimeError):  # a kernel that cannot compute this
         return False
     return equal(merged.target, value.to(merged.value.dtype), merged.value, merged.sites["mask"])

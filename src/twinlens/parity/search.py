@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from twinlens.parity.changes import Change, Leave, SetField, Variant, concerns, 
 from twinlens.parity.closed_form import closed_form
 from twinlens.parity.fit import Fit, Fitted, Number, interval, numbers
 from twinlens.parity.merged import Merged, Rows
-from twinlens.parity.rounding import Ratio, Scale, difference, masked
+from twinlens.parity.rounding import Ratio, Scale, by_rows, difference, masked
+from twinlens.sites import axes
 from twinlens.spec import Spec
 
 _ROWS = 24
@@ -56,6 +57,7 @@ class Search:
         self.rows = Rows(self._worst_rows(), self.length)
         self.scale = Scale(merged, Variant(), self.rows, self.native)
         self.base = self.score(Variant(), self.scale)
+        self._scales: dict[Variant, Scale] = {Variant(): self.scale}
 
     def _worst_rows(self) -> Tensor:
         """The positions where the step is worst, and a few others."""
@@ -72,11 +74,9 @@ class Search:
         return torch.cat((worst.cpu(), spread)).unique().to(self.merged.value.device)
 
     def _axes(self) -> tuple[str, ...]:
-        from twinlens.sites import axes
-
         return axes(self.merged.target)
 
-    def score(self, variant: Variant, scale: Scale | None = None) -> Score:
+    def score(self, variant: Variant, scale: Scale) -> Score:
         """Inject changes in the declared dtype, and see how far the candidate still is."""
         site = self.merged.target
         try:
@@ -85,12 +85,9 @@ class Search:
             return Score(10**12, float("inf"), Ratio(float("inf"), float("inf")))
         if native.shape[:-1] != self.merged.value.shape[:-1]:
             return Score(10**12, float("inf"), Ratio(float("inf"), float("inf")))
-        scale = scale or Scale(self.merged, variant, self.rows, native)
         error, support = difference(site, self.rows.of(site, self.merged.value), self.rows.of(site, native))
         _, support = difference(site, self.merged.value, native)
         weights = scale.weights()
-        from twinlens.parity.rounding import by_rows
-
         rms = float((by_rows(site, error, scale.mask) * weights).square().mean().sqrt())
         if rms != rms:
             rms = float("inf")
@@ -101,8 +98,18 @@ class Search:
         return score.support == 0 and score.ratio.is_rounding and (score.ratio.is_close or score.rms < 0.03 * self.base.rms)
 
     def judged(self, variant: Variant) -> Score:
-        """A finalist against the scales of the changed step itself."""
-        return self.score(variant)
+        """A finalist against the scales of the changed step itself, but not of its coarser precision: a step that is
+        computed coarsely reproduces the candidate to the last bits, or it is not the one."""
+        if variant not in self._scales:
+            fine = Variant(tuple(c for c in variant.changes if not self._is_precision(c)))
+            try:
+                self._scales[variant] = Scale(self.merged, fine, self.rows, self.merged.native(fine))
+            except (ValueError, RuntimeError, AssertionError):
+                self._scales[variant] = self.scale
+        return self.score(variant, self._scales[variant])
+
+    def _is_precision(self, change: Change) -> bool:
+        return isinstance(change, SetField) and kind_of(self.spec.at[change.site].op, change.name).name == "dtype"
 
     # the search -----------------------------------------------------------------------------------------
 
@@ -117,10 +124,38 @@ class Search:
         start = self._with_seen_weights(start)
         if start.variant and self.is_explained(start.score):
             return start
+        if not thorough:
+            return self._sharp(self._numbers(start))
+        singles = self._singles([start, *like[:1]])
+        for single in singles[:_BEST]:
+            judged = self.judged(single.variant)
+            if self.is_explained(judged):
+                return self._pruned(replace(single, score=judged))
         found = self._numbers(start)
-        if self._settled(found) or not thorough:
-            return found
-        return self._deepen([start, *like] + ([found] if found else []))
+        if found is not None and self._settled(found):
+            return found if self._is_plain(found) else self._simplest(found, singles)
+        return self._deepen([start, *like] + ([found] if found else []), singles)
+
+    def _is_plain(self, found: Found) -> bool:
+        """One number, or several that all have a name: a choice would say it no more simply."""
+        return len(found.variant.changes) == 1 or len(found.names) == len(found.variant.changes)
+
+    def _simplest(self, found: Found, singles: list[Found]) -> Found:
+        """Several nameless numbers may stand for one choice and a number."""
+        others = [f for s in singles[:_BEST] if (f := self._numbers(s)) is not None and self._settled(f)]
+        return min([found, *others], key=lambda f: (len(f.variant.changes), -len(f.names), f.score.rms))
+
+    def _sharp(self, found: Found | None) -> Found | None:
+        """Below rounding's loose scale a number counts only if it is sharp and takes most of the error away."""
+        if found is None or found.score.rms > 0.5 * self.base.rms:
+            return None
+        for change in found.variant.changes:
+            within = found.intervals.get(slot(change))
+            if within is not None and isinstance(change, SetField):
+                now = getattr(self.spec.at[change.site].op, change.name) or 0.0
+                if within[1] - within[0] > 0.4 * abs(change.value - now):
+                    return None
+        return found
 
     def _settled(self, found: Found | None) -> bool:
         return found is not None and self.is_explained(found.score)
@@ -133,15 +168,15 @@ class Search:
                 start = Found(start.variant + (use,), score)
         return Found(start.variant, self.judged(start.variant)) if start.variant else start
 
-    def _deepen(self, starts: Sequence[Found]) -> Found | None:
+    def _deepen(self, starts: Sequence[Found], tried: list[Found]) -> Found | None:
         """Discrete changes, one and then two at once, each with the numbers that go with it."""
         best = min(starts, key=lambda f: (f.score.support, f.score.rms))
-        frontier = list(starts[:2])
-        for _ in range(3):
-            tried = self._singles(frontier)
-            for found in islice(tried, _BEST):
+        for depth in range(3):
+            if depth:
+                tried = self._singles(frontier)
+            for found in tried[:_BEST]:
                 if found.score.support == 0 and self.is_explained(judged := self.judged(found.variant)):
-                    return self._pruned(Found(found.variant, judged, found.intervals, found.names))
+                    return self._pruned(replace(found, score=judged))
             fitted = [f for t in tried[:_BEST] if (f := self._numbers(t)) is not None]
             for found in sorted(fitted, key=lambda f: (f.score.support, f.score.rms)):
                 if self.is_explained(found.score):
@@ -266,7 +301,9 @@ class Search:
             change = SetField(n.sites, n.name, value)
             if value is not None:
                 low, high = interval(value, error, u)
-                if n.value is not None and low <= n.value <= high:
+                if not all(map(math.isfinite, (value, low, high))):
+                    return None
+                if n.value is not None and abs(value - n.value) <= 2 * (high - low) / 2:
                     continue
                 change, name = self._named(start.variant, change, value, (low, high))
                 if name:
@@ -289,7 +326,8 @@ class Search:
         Constants that were rounded on their way lie a little outside a statistical interval; the replay decides.
         """
         half = (within[1] - within[0]) / 2
-        named = closed_form(value, within) or closed_form(value, (value - 5 * half, value + 5 * half))
+        half = max(5 * half, 2e-5 * abs(value))
+        named = closed_form(value, within) or closed_form(value, (value - half, value + half))
         if named is None or named[0] == value:
             return change, ""
         exact = SetField(change.sites, change.name, named[0])

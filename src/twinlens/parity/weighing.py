@@ -10,6 +10,7 @@ from torch import Tensor
 from twinlens import sites
 from twinlens.parity.changes import Use
 from twinlens.parity.merged import Merged
+from twinlens.ops import Project, Unembed
 from twinlens.spec import Spec, Step, Weights
 
 
@@ -102,7 +103,7 @@ def unseen(merged: Merged, spec: Spec, own: dict[str, Tensor], known: frozenset[
 
 def solved(merged: Merged, step: Step, native: Tensor, mask: Tensor) -> Iterator[Use]:
     """Rows of the last product's weight that are scaled, and a bias that is added, read off the error itself."""
-    if merged.steps[-1] is not step or "W" not in dict(step.weights):
+    if not isinstance(step.op, Project | Unembed):
         return
     y, n = merged.value.flatten(2)[mask.bool()].double(), native.flatten(2)[mask.bool()].double()
     error = y - n

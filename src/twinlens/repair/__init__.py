@@ -44,7 +44,7 @@ def fix(report: Report, candidate: object = None, *, order: bool = False, progre
         words = mender(these).words
     else:
         raise ComparisonError(f"{side.name} is no live model; nothing of it can be mended. Print report.patch() instead.")
-    again = run((report.sides[0], side), report.declared, report.tokens, report.mask, progress, reference=report.judge.first)
+    again = run((report.sides[0], side), report.declared, report.tokens, report.mask, progress, reference=report.judge.first, sites=report.level)
     again.mended = side.words if isinstance(side, Elsewhere) else words
     return again
 
