@@ -89,8 +89,8 @@ class Aligner:
         """A product's operand is the site that its step reads; what it gives is the site that it writes."""
         read, first = step.reads[0], held[0].use
         operand = self._operand(read, first.x, first.over)
-        if operand is not None and read not in self.operands:
-            self.operands[read] = operand
+        if operand is not None:
+            self._twins(read, self.operands.setdefault(read, operand), held)
         if step.writes in self.places or operand is None:
             return
         x = operand.layout.ours(self.graph[operand.node], self.sizes)
@@ -101,6 +101,17 @@ class Aligner:
         match = self._given(step, {read: x}, [h.use.out for h in held])
         if match is not None:
             self.put(step.writes, match.node, match.layout, "weight+replay")
+
+    def _twins(self, site: str, operand: Place, held: list[Held]) -> None:
+        """Other operands that hold the same values are the same site."""
+        value = self.graph[operand.node]
+        same = {operand.node} | ({self.places[site].node} if site in self.places else set())
+        for use in (use for h in held for use in (h.use, *h.again)):
+            theirs = self.graph[use.x]
+            if theirs.shape == value.shape and torch.equal(theirs, value):
+                same.add(use.x)
+        for node in same if len(same) > 1 else ():
+            self.search.twins.setdefault(node, set()).update(same)
 
     def _given(self, step: Step, reads: Mapping[str, Tensor], outs: list[int]) -> Match | None:
         """Where the step's result is, with its bias or, if the code adds another or none, without."""
@@ -155,6 +166,8 @@ class Aligner:
             if self._masks(site, match, value) or ahead.agrees(site, match):
                 anchored = "weight+replay" if self.anchors.of(step) else "replay"
                 self.put(site, match.node, match.layout, anchored)
+            if site in self.places and role(step) == "lookup" and bool(step.weights):
+                ahead.reconsider(step, value)
         if site not in self.places:
             ahead.place(step, value)
 
@@ -190,7 +203,7 @@ class Aligner:
     def below(self, site: str, given: Mapping[str, Tensor]) -> tuple[int, ...]:
         """Nodes from which a site must descend: those of the sites that it is computed from."""
         read = {r for step in self.spec.between(site, given) for r in step.reads if r in self.places}
-        return tuple(self.places[r].node for r in read)
+        return tuple(self.search.moving(self.places[r].node for r in read))
 
     # --- the result -----------------------------------------------------------------------------
 

@@ -50,8 +50,10 @@ class Held:
     """Rows `there` of the matrix of a use are rows `here` of a checkpoint's tensor (None: all, in order)."""
 
     use: Use
-    there: Tensor | None
-    here: Tensor | None
+    there: Tensor
+    here: Tensor
+    again: tuple[Use, ...] = ()
+    """Further uses of the same constant."""
 
 
 @dataclass
@@ -177,6 +179,7 @@ class _Member:
     kinds: tuple[str, ...] | None = None
     kind: Tensor | None = None
     row: Tensor | None = None
+    again: list[Use] = field(default_factory=list[Use])
 
 
 class Numbering:
@@ -217,17 +220,23 @@ class Numbering:
             return
         kinds, rows = tuple(left), torch.arange(shape[0])
         self._number(
-            found, [_Member(m.use, None, kinds, torch.zeros_like(rows), rows) for m in group]
+            found, [
+                _Member(m.use, None, kinds, torch.zeros_like(rows), rows, m.again) for m in group
+            ]
         )
 
     def _groups(self) -> Iterator[list[_Member]]:
-        groups: dict[object, list[_Member]] = {}
+        groups: dict[object, dict[int, _Member]] = {}
         for use in uses(self.graph):
             leaf = root(self.graph, use.constant)
             name = generic(f".{leaf.owner}") if leaf.owner else None
             key = (use.kind, tuple(self.graph[use.constant].shape), use.rows, name)
-            groups.setdefault(key, []).append(self._member(use))
-        yield from groups.values()
+            group = groups.setdefault(key, {})
+            if leaf.index in group:  # one weight that is used again for the same: a norm for q, for k, for v
+                group[leaf.index].again.append(use)
+            else:
+                group[leaf.index] = self._member(use)
+        yield from (list(group.values()) for group in groups.values())
 
     def _member(self, use: Use) -> _Member:
         match = self.matcher.match(use)
@@ -259,7 +268,8 @@ class Numbering:
                 continue
             if chosen != key:
                 like = examples[chosen]
-                member = _Member(member.use, None, like.kinds, like.kind, like.row)
+                again = member.again
+                member = _Member(member.use, None, like.kinds, like.kind, like.row, again)
             found.setdefault(chosen, []).append(member)
         return found
 
@@ -292,7 +302,9 @@ class Numbering:
                 assert member.kind is not None and member.row is not None
                 there = (member.kind == number).nonzero()[:, 0]
                 here = member.row[there]
-                found.held.setdefault((name, what), []).append(Held(member.use, there, here))
+                found.held.setdefault((name, what), []).append(
+                    Held(member.use, there, here, tuple(member.again))
+                )
 
 
 def _layers(members: Sequence[_Member], names: Sequence[str]) -> Iterator[tuple[_Member, str]]:
@@ -307,8 +319,8 @@ def _layers(members: Sequence[_Member], names: Sequence[str]) -> Iterator[tuple[
 
 def covers(held: Iterable[Held], rows: int) -> bool:
     """Whether the uses together hold every row once."""
-    here = [h.here for h in held if h.here is not None]
-    return bool(here) and bool(torch.equal(torch.cat(here).sort().values, torch.arange(rows)))
+    here = torch.cat([h.here for h in held])
+    return bool(torch.equal(here.sort().values, torch.arange(rows)))
 
 
 class OwnWeights:
@@ -336,6 +348,8 @@ class OwnWeights:
             own = self._matrix(held, reference)
             if role(step) == "norm":
                 own = self._shift(held[0].use, own, reference, step)
+            elif role(step) == "lookup":
+                own = _unscaled(own, reference, step)
         else:
             own = self._bias(held, reference)
         return None if own is None or own.shape != reference.shape else (own.T if weight.transposed else own)
@@ -343,10 +357,10 @@ class OwnWeights:
     def _matrix(self, held: list[Held], reference: Tensor) -> Tensor:
         if len(held) == 1:
             matrix, here = held[0].use.matrix(self.graph), held[0].here
-            if here is None or torch.equal(here, torch.arange(len(matrix))):
+            if torch.equal(here, torch.arange(len(matrix))):
                 return matrix.reshape(reference.shape) if reference.ndim == 1 else matrix
         parts = [h.use.matrix(self.graph)[h.there] for h in held]
-        here = torch.cat([h.here for h in held if h.here is not None])
+        here = torch.cat([h.here for h in held])
         return torch.cat(parts)[here.argsort()]
 
     def _bias(self, held: list[Held], reference: Tensor) -> Tensor | None:
@@ -364,16 +378,27 @@ class OwnWeights:
             parts.append(flat if h.use.kind in ("norm", "scaling") else flat[h.there])
         if held[0].use.kind in ("norm", "scaling"):
             return parts[0]
-        here = torch.cat([h.here for h in held if h.here is not None])
+        here = torch.cat([h.here for h in held])
         return torch.cat(parts)[here.argsort()]
 
     def _shift(self, use: Use, constant: Tensor, reference: Tensor, step: Step) -> Tensor:
         """A norm's weight from the factor in use: the checkpoint's, the code's own parameter, or the factor itself."""
         offset = float(vars(step.op).get("offset", 0.0))
-        wanted = offset + reference.float()
-        if torch.allclose(constant.float(), wanted, rtol=1e-2 if constant.dtype != torch.float32 else 1e-6, atol=0.0):
+        if _close(constant, offset + reference.float()):
             return reference
         leaf = root(self.graph, use.constant)
         if leaf.owner is not None and leaf.value is not None and leaf.value.numel() == reference.numel():
             return leaf.value.reshape(reference.shape)
         return (constant.float() - offset).to(reference.dtype)
+
+
+def _unscaled(table: Tensor, reference: Tensor, step: Step) -> Tensor:
+    """An embedding table whose factor was multiplied in beforehand holds the checkpoint's table."""
+    factor = float(vars(step.op).get("factor", 1.0))
+    folded = factor != 1.0 and table.shape == reference.shape
+    return reference if folded and _close(table, factor * reference.float()) else table
+
+
+def _close(x: Tensor, y: Tensor) -> bool:
+    """Equal but for the rounding of one multiplication or sum."""
+    return torch.allclose(x.float(), y, rtol=1e-6 if x.dtype == torch.float32 else 1e-2, atol=0.0)

@@ -82,6 +82,17 @@ class Lookahead:
                     self.a.put(s.writes, guess.node, guess.layout, "provisional")
                 return
 
+    def reconsider(self, step: Step, value: Tensor) -> None:
+        """Move a site that replays to where what follows fits better: an embedding that is scaled once more."""
+        place = self.a.places[step.writes]
+        now = Guess(place.node, place.layout, self.a.values[step.writes])
+        verdict = self._judge({step.writes: now}, loose=False)
+        options = [(guess,) for guess in self._guesses(step, value)]
+        best = self._best((step,), options, loose=False)
+        if best is not None and not _same(step.writes, best[0], now):
+            if self._judge({step.writes: best[0]}, loose=False).rank > verdict.rank:
+                self.a.put(step.writes, best[0].node, best[0].layout, "provisional")
+
     def _options(
         self, step: Step, expected: Tensor | None
     ) -> tuple[tuple[Step, ...], list[tuple[Guess, ...]]]:
@@ -115,7 +126,7 @@ class Lookahead:
         if shape is None:
             return
         before = self._after(step.writes)
-        of = tuple(self.a.places[r].node for r in self._sources(step))
+        of = tuple(self.a.search.moving(self.a.places[r].node for r in self._sources(step)))
         foreign = self._foreign(step)
         found = 0
         for sizes in _forms(names.axes(step.writes), shape):
@@ -237,9 +248,9 @@ class Lookahead:
         if known is not None:
             theirs = known.layout.ours(self.a.graph[known.node], self.a.sizes)
             return theirs.shape == value.shape and near(theirs, wanted)
-        of = [guess.node for guess in trial.values()]
-        match = self.a.search.find(wanted, of)
-        return match is not None and match.node not in of
+        own = [guess.node for guess in trial.values()]
+        match = self.a.search.find(wanted, self.a.search.moving(own))
+        return match is not None and match.node not in own
 
     def _up_to_a_factor(self, step: Step, given: Mapping[str, Tensor], trial: Trial) -> bool:
         """Whether the step without its optional parts is some tensor times a number.
@@ -252,7 +263,7 @@ class Lookahead:
         plain = replace(step, op=step.op.replace(**off))
         value = plain(given, self.a.own)
         wanted = self.a.search.wanted(step.writes, value)
-        of = tuple(guess.node for guess in trial.values())
+        of = tuple(self.a.search.moving(guess.node for guess in trial.values()))
         for node in self.a.search.nodes(value.numel(), of):
             theirs = self.a.graph[node]
             for layout in layouts(wanted.axes, tuple(value.shape), tuple(theirs.shape)):

@@ -32,6 +32,8 @@ class Search:
     def __init__(self, graph: Graph, sizes: Mapping[str, int]) -> None:
         self.graph, self.sizes = graph, sizes
         self.above = _ancestors(graph)
+        self.twins: dict[int, set[int]] = {}
+        """Nodes that hold the same site again: a norm done once for q, once for k, once for v."""
         self._norms: dict[int, float] = {}
         self._by_size: dict[int, list[int]] = {}
         for node in graph.nodes:
@@ -41,7 +43,15 @@ class Search:
 
     def descends(self, node: int, of: Iterable[int]) -> bool:
         """Whether a node is, or descends from, each of these."""
-        return all(self.above[node] >> i & 1 for i in of)
+        return all(
+            self.above[node] >> i & 1
+            or (i in self.twins and any(self.above[node] >> t & 1 for t in self.twins[i]))
+            for i in of
+        )
+
+    def moving(self, nodes: Iterable[int]) -> Iterator[int]:
+        """Those that descend from the tokens: a table may be cut from its buffer anew for each use."""
+        return (node for node in nodes if self.graph.nodes[node].tokens)
 
     def nodes(self, count: int, of: Iterable[int], before: Iterable[int] = ()) -> Iterator[int]:
         """Nodes of `count` entries that descend from `of`, and from which each of `before` descends."""
