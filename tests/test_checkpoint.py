@@ -48,9 +48,7 @@ def test_names_with_and_without_the_prefix(family: str, tmp_path: Path) -> None:
     whole = open_checkpoint(path).fingerprint()
 
     def strip(tensors: dict[str, Any]) -> dict[str, Any]:
-        return {
-            k.removeprefix("transformer.").removeprefix("model."): v for k, v in tensors.items()
-        }
+        return {k.removeprefix("transformer.").removeprefix("model."): v for k, v in tensors.items()}
 
     assert same_logits(model, rewrite(path, strip))
     assert open_checkpoint(path).fingerprint() == whole
@@ -152,9 +150,7 @@ def test_other_mlp_width_in_one_layer(folder: Path) -> None:
     refused(rewrite(folder, narrow), r"layers\.1\.mlp\.down_proj.*\[48, 79\].*\[48, 80\]")
 
 
-@pytest.mark.parametrize(
-    ("value", "word"), [(float("nan"), "a NaN"), (float("inf"), "an infinite")]
-)
+@pytest.mark.parametrize(("value", "word"), [(float("nan"), "a NaN"), (float("inf"), "an infinite")])
 def test_a_weight_that_is_not_finite(folder: Path, value: float, word: str) -> None:
     def damage(tensors: dict[str, Any]) -> dict[str, Any]:
         tensors["model.layers.2.mlp.gate_proj.weight"][7, 3] = value

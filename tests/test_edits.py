@@ -135,9 +135,7 @@ def test_equal_edits_over_layers_are_one_line() -> None:
 
 def test_a_row_of_every_layer_goes_and_comes_as_one() -> None:
     spec = SPECS["gemma2"]
-    without = spec.edit(
-        Remove("blocks.*.ln1_post.hook_out"), Remove("blocks.*.ln1_post.hook_normalized")
-    )
+    without = spec.edit(Remove("blocks.*.ln1_post.hook_out"), Remove("blocks.*.ln1_post.hook_normalized"))
     assert without.at["blocks.2.hook_attn_out"].reads == ("blocks.2.attn.hook_out",)
     assert len(spec.diff(without)) == 2
     [*back] = without.diff(spec)

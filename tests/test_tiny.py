@@ -103,9 +103,7 @@ def test_saved_and_loaded_is_the_same_function(family: str, tmp_path: Path) -> N
     model = FAMILIES[family]()
     folder = save(model, tmp_path / family)
     assert {"config.json", "model.safetensors"} <= {file.name for file in folder.iterdir()}
-    loaded = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     assert torch.equal(run(model).logits, run(loaded).logits)
 
 

@@ -124,17 +124,13 @@ def save(model: PreTrainedModel, folder: Path | str) -> Path:
     return Path(folder)
 
 
-def random_tokens(
-    model: PreTrainedModel, batch: int = 2, length: int = 24, seed: int = 0
-) -> Tensor:
+def random_tokens(model: PreTrainedModel, batch: int = 2, length: int = 24, seed: int = 0) -> Tensor:
     """Token ids of shape (batch, length), drawn from the whole vocabulary."""
     draw = torch.Generator().manual_seed(seed)
     return torch.randint(model.config.vocab_size, (batch, length), generator=draw)
 
 
-def left_padded(
-    model: PreTrainedModel, lengths: tuple[int, ...] = (24, 15), seed: int = 0
-) -> tuple[Tensor, Tensor]:
+def left_padded(model: PreTrainedModel, lengths: tuple[int, ...] = (24, 15), seed: int = 0) -> tuple[Tensor, Tensor]:
     """Rows of these lengths, padded on the left to the longest: tokens, and a mask (1 = real)."""
     width = max(lengths)
     mask = torch.stack([torch.arange(width) >= width - n for n in lengths]).long()
@@ -143,9 +139,7 @@ def left_padded(
     return torch.where(mask.bool(), tokens, padding), mask
 
 
-def _build(
-    config: PretrainedConfig, seed: int, attn: str, dtype: torch.dtype, embedding: float
-) -> PreTrainedModel:
+def _build(config: PretrainedConfig, seed: int, attn: str, dtype: torch.dtype, embedding: float) -> PreTrainedModel:
     # from_config and not .to(dtype): the latter would also round the rotary frequencies.
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attn, dtype=dtype).eval()
     draw = torch.Generator().manual_seed(seed)

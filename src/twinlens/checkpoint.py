@@ -138,9 +138,7 @@ class Checkpoint:
         head = self.tensors.tensor(name)
         return any(head.data_ptr() == self.tensors.tensor(e).data_ptr() for e in embeddings)
 
-    def _check_shape(
-        self, step: Step, argument: str, name: str, transposed: bool, sizes: dict[str, int]
-    ) -> None:
+    def _check_shape(self, step: Step, argument: str, name: str, transposed: bool, sizes: dict[str, int]) -> None:
         found = self.shape_of(name)
         seen = found[::-1] if transposed else found
         expected = _expected(step, len(found), sizes, seen)
@@ -220,9 +218,7 @@ def _sizes(shape: Shape) -> dict[str, int]:
     return sizes if shape.positions is None else sizes | {"positions": shape.positions}
 
 
-def _expected(
-    step: Step, rank: int, sizes: dict[str, int], seen: tuple[int, ...]
-) -> tuple[int, ...] | None:
+def _expected(step: Step, rank: int, sizes: dict[str, int], seen: tuple[int, ...]) -> tuple[int, ...] | None:
     """The shape of a weight, [out, in] or [out], from the axes of what its step writes and reads.
 
     None where an axis has no length yet; `m`, which weights alone fix, gets it from the first one.
@@ -234,9 +230,7 @@ def _expected(
     layer, _ = split(step.writes)
     named = {a: f"{layer}.{a}" if a == "m" else a for a in (*out, *read)}
     if rank == 1:
-        return (
-            (prod(sizes[named[a]] for a in out),) if all(named[a] in sizes for a in out) else None
-        )
+        return (prod(sizes[named[a]] for a in out),) if all(named[a] in sizes for a in out) else None
     if step.reads[0] in INPUTS:  # a lookup: rows are ids or positions
         rows = sizes.get({"tokens": "v"}.get(step.reads[0], step.reads[0]), seen[0])
         return (rows, prod(sizes[named[a]] for a in out))

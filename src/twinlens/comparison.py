@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from twinlens.errors import InputError
-from twinlens.inputs import prepare
 from twinlens.fields import kinds
+from twinlens.inputs import prepare
 from twinlens.parity.judge import Judge, Progress, silent
 from twinlens.parity.result import Result
 from twinlens.recording import Recording

@@ -141,9 +141,7 @@ def _template(edit: Edit, layer: int) -> Edit:
         case Insert(step):
             weights = tuple((name, weight(w)) for name, w in step.weights)
             reads = tuple(map(star, step.reads))
-            general = dataclasses.replace(
-                step, writes=star(step.writes), reads=reads, weights=weights
-            )
+            general = dataclasses.replace(step, writes=star(step.writes), reads=reads, weights=weights)
             return _anchored(dataclasses.replace(edit, step=general), star(_site(edit)))
         case _:
             return _anchored(edit, star(_site(edit)))

@@ -66,9 +66,7 @@ class Set(Edit):
         return spec.replace_steps(changed)
 
     def _in_layer(self, layer: int | None) -> Set:
-        return dataclasses.replace(
-            self, value=_weight_in(self.value, layer), old=_weight_in(self.old, layer)
-        )
+        return dataclasses.replace(self, value=_weight_in(self.value, layer), old=_weight_in(self.old, layer))
 
     def _changed(self, step: Step) -> Step:
         weights = dict(step.weights)
@@ -77,9 +75,7 @@ class Set(Edit):
             check_field(type(step.op), self.field, self.value)
         now = weights.get(self.field) if is_weight else vars(step.op)[self.field]
         if self.old is not UNSAID and not same(now, self.old):
-            raise SpecError(
-                f"{step.writes} has {self.field}={now!r}, where the edit expects {self.old!r}."
-            )
+            raise SpecError(f"{step.writes} has {self.field}={now!r}, where the edit expects {self.old!r}.")
         if not is_weight:
             return dataclasses.replace(step, op=step.op.replace(**{self.field: self.value}))
         if isinstance(self.value, Weight):
@@ -257,9 +253,7 @@ def matches(spec: Spec, pattern: str) -> Iterator[tuple[str, int | None]]:
         sites = {f"blocks.{n}.{found[2]}": n for n in layers}
     missing = [site for site in sites if site not in spec.at]
     if missing or not sites:
-        raise SpecError(
-            f"{pattern} fits no site: {spec.family} has no {(missing or [pattern])[0]}."
-        )
+        raise SpecError(f"{pattern} fits no site: {spec.family} has no {(missing or [pattern])[0]}.")
     yield from sites.items()
 
 

@@ -61,16 +61,12 @@ def number(
     return _field(Kind("number", parameter, off=off, power=power, tied=tied, signed=signed), default)
 
 
-def integer(
-    default: Any = MISSING, *, parameter: str, off: bool = False, tied: bool = False
-) -> Any:
+def integer(default: Any = MISSING, *, parameter: str, off: bool = False, tied: bool = False) -> Any:
     """A count or an offset: no derivative."""
     return _field(Kind("integer", parameter, off=off, tied=tied), default)
 
 
-def choice(
-    default: Any, *others: Any, parameter: str, enters: str | None = None, tied: bool = False
-) -> Any:
+def choice(default: Any, *others: Any, parameter: str, enters: str | None = None, tied: bool = False) -> Any:
     """One of several meanings."""
     kind = Kind("choice", parameter, alternatives=(default, *others), enters=enters, tied=tied)
     return _field(kind, default)
@@ -81,9 +77,7 @@ def order(default: Any, *others: Any) -> Any:
     return _field(Kind("order", "order", alternatives=(default, *others)), default)
 
 
-def precision(
-    default: torch.dtype | None, *others: torch.dtype | None, parameter: str, tied: bool = False
-) -> Any:
+def precision(default: torch.dtype | None, *others: torch.dtype | None, parameter: str, tied: bool = False) -> Any:
     """The dtype of a computation; None is that of what comes in."""
     return _field(Kind("dtype", parameter, alternatives=(default, *others), tied=tied), default)
 

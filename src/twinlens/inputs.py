@@ -50,13 +50,10 @@ def prepare(
 def _check_tokens(shape: Shape, tokens: object) -> None:
     if not isinstance(tokens, Tensor) or tokens.dtype not in _WHOLE:
         kind = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise InputError(
-            f"tokens are {kind}; give token ids as an integer tensor [batch, position]."
-        )
+        raise InputError(f"tokens are {kind}; give token ids as an integer tensor [batch, position].")
     if tokens.ndim != 2:
         raise InputError(
-            f"tokens have the shape {list(tokens.shape)}; give [batch, position], tokens[None] for "
-            "one prompt."
+            f"tokens have the shape {list(tokens.shape)}; give [batch, position], tokens[None] for one prompt."
         )
     if tokens.numel() == 0:
         raise InputError(f"tokens are empty ({list(tokens.shape)}); give at least one token.")
@@ -71,19 +68,14 @@ def _check_tokens(shape: Shape, tokens: object) -> None:
 
 def _check_beside(name: str, given: Tensor, shape: tuple[int, int]) -> None:
     if tuple(given.shape) != shape:
-        raise InputError(
-            f"{name} has the shape {list(given.shape)}; give that of the tokens, {list(shape)}."
-        )
+        raise InputError(f"{name} has the shape {list(given.shape)}; give that of the tokens, {list(shape)}.")
 
 
 def _check_positions(shape: Shape, positions: Tensor) -> None:
     low, high = (int(t) for t in positions.aminmax())
     if low < 0 or (shape.positions is not None and high >= shape.positions):
         last = "" if shape.positions is None else f" to {shape.positions - 1}"
-        raise InputError(
-            f"positions run from {low} to {high}; this model has positions 0{last}: "
-            "shorten the prompt."
-        )
+        raise InputError(f"positions run from {low} to {high}; this model has positions 0{last}: shorten the prompt.")
 
 
 # An expression is arithmetic over the inputs: `positions + 1`, `mask * 0 + 1`,
@@ -135,8 +127,8 @@ def _check(node: ast.expr, text: str) -> None:
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             _check(left, text)
             _check(right, text)
-        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if (
-            name in _FUNCTIONS and len(arguments) == (1 if name == "cumsum" else 2)
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS and len(arguments) == (
+            1 if name == "cumsum" else 2
         ):
             for argument in arguments:
                 _check(argument, text)

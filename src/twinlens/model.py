@@ -153,9 +153,7 @@ class Model:
             self._weights[name] = self._source(name).detach()
         return self._weights[name]
 
-    def _inputs(
-        self, tokens: Tensor, mask: Tensor | None, positions: Tensor | None
-    ) -> dict[str, Tensor]:
+    def _inputs(self, tokens: Tensor, mask: Tensor | None, positions: Tensor | None) -> dict[str, Tensor]:
         inputs = prepare(self.spec, tokens, mask, positions)
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
@@ -229,8 +227,7 @@ def _check_order(spec: Spec) -> None:
         unknown = [read for read in step.reads if read not in known]
         if unknown:
             raise SpecError(
-                f"{step.writes} reads {unknown[0]}, which no step before it writes; rewire it, or "
-                "insert that step."
+                f"{step.writes} reads {unknown[0]}, which no step before it writes; rewire it, or insert that step."
             )
         known.add(step.writes)
 
@@ -264,9 +261,7 @@ def _result_site(step: Step) -> str | None:
     return None
 
 
-def _results(
-    step: Step, values: Mapping[str, Tensor], weights: Weights
-) -> Float[Tensor, "b p h d"]:
+def _results(step: Step, values: Mapping[str, Tensor], weights: Weights) -> Float[Tensor, "b p h d"]:
     """Each head's own contribution to `attn.hook_out`; the bias belongs to none."""
     z = values[step.reads[0]]
     by_head = step.arguments(weights)["W"].T.unflatten(0, (z.shape[2], -1))

@@ -41,7 +41,9 @@ def run(job: dict[str, Any]) -> None:
     if job.get("mend"):
         words, spec = mended(job, built, spec, weights, tokens, mask)
     say(progress="recording")
-    made = record(built.module, spec, weights, tokens, mask=mask, call=built.call, about={**built.about, "mended": words})
+    made = record(
+        built.module, spec, weights, tokens, mask=mask, call=built.call, about={**built.about, "mended": words}
+    )
     made.config = dict(built.config or {})
     made.checkpoint = {"path": str(built.checkpoint)} if built.checkpoint else None
     say(progress="writing")

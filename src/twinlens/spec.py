@@ -150,12 +150,7 @@ class Spec:
     def set_fields(self, sites: Iterable[str], name: str, value: object) -> Spec:
         """A copy with one field changed at several sites."""
         return self.replace_steps(
-            {
-                site: dataclasses.replace(
-                    self.at[site], op=self.at[site].op.replace(**{name: value})
-                )
-                for site in sites
-            }
+            {site: dataclasses.replace(self.at[site], op=self.at[site].op.replace(**{name: value})) for site in sites}
         )
 
 

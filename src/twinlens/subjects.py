@@ -254,7 +254,9 @@ def agreed(reference: Subject, candidate: Subject) -> Declaration:
 def check_alike(a: Spec, b: Spec) -> None:
     """Raises ComparisonError for models of another family or size: no edit makes one of the other."""
     if a.family != b.family:
-        raise ComparisonError(f"the reference is a {a.family} and the candidate a {b.family}; compare models of one family")
+        raise ComparisonError(
+            f"the reference is a {a.family} and the candidate a {b.family}; compare models of one family"
+        )
     for what in ("layers", "d_model", "heads", "kv_heads", "head_width", "vocabulary"):
         x, y = getattr(a.shape, what), getattr(b.shape, what)
         if x != y:
@@ -262,5 +264,3 @@ def check_alike(a: Spec, b: Spec) -> None:
                 f"the reference has {what.replace('_', ' ')} {x} and the candidate {y}; "
                 "compare two implementations of one checkpoint"
             )
-
-

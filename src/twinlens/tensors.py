@@ -77,9 +77,7 @@ def _opened(file: Path) -> Any:
             f"{file} does not exist, though the index beside it names it; download it again."
         ) from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file} is cut short or no safetensors file ({error}); download it again."
-        ) from error
+        raise CheckpointError(f"{file} is cut short or no safetensors file ({error}); download it again.") from error
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -98,9 +96,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
             "with save_pretrained(..., safe_serialization=True)."
         )
     else:
-        raise CheckpointError(
-            f"{folder} holds no model.safetensors and no index of shards; download the weights."
-        )
+        raise CheckpointError(f"{folder} holds no model.safetensors and no index of shards; download the weights.")
 
 
 def read_json(file: Path, advice: str) -> dict[str, Any]:

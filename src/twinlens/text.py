@@ -144,9 +144,7 @@ def _op(name: str, fields: dict[str, Any], line: str) -> Op:
     for field, value in fields.items():
         check_field(REGISTRY[name], field, value)
     required = {
-        f.name
-        for f in dataclasses.fields(REGISTRY[name])
-        if f.default is dataclasses.MISSING and f.name not in fields
+        f.name for f in dataclasses.fields(REGISTRY[name]) if f.default is dataclasses.MISSING and f.name not in fields
     }
     if required:
         raise SpecError(f"{line!r} lacks {', '.join(sorted(required))} of {name}.")
@@ -163,9 +161,7 @@ def _header(line: str) -> Spec:
     expected = {"family", "dtype", *sizes}
     if set(said) != expected:
         odd = ", ".join(sorted(set(said) ^ expected))
-        raise SpecError(
-            f"the header has too many or too few of {odd}; it takes each of these once."
-        )
+        raise SpecError(f"the header has too many or too few of {odd}; it takes each of these once.")
     return Spec(said["family"], (), Shape(**{s: said[s] for s in sizes}), said["dtype"])
 
 

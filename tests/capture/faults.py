@@ -7,7 +7,6 @@ run by our operations, and it must give the same logits before it is used to jud
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from types import MethodType
@@ -133,7 +132,13 @@ def rewired(site: str, reads: tuple[str, ...]) -> Callable[[Spec, Tensors], Spec
         for step in spec.steps:
             layer, rest = split(step.writes)
             if rest == site:
-                step = replace(step, reads=tuple(r if layer is None or "." in r and r.startswith("ln_f") else f"blocks.{layer}.{r}" for r in reads))
+                step = replace(
+                    step,
+                    reads=tuple(
+                        r if layer is None or ("." in r and r.startswith("ln_f")) else f"blocks.{layer}.{r}"
+                        for r in reads
+                    ),
+                )
             steps.append(step)
         return replace(spec, steps=tuple(steps))
 
@@ -214,7 +219,9 @@ def up_is_gate(self: Any, x: Tensor) -> Tensor:
     return self.down_proj(self.gate_proj(x) * self.act_fn(self.up_proj(x)))
 
 
-def edit(name: str, change: Callable[[Tensor], Tensor]) -> tuple[Callable[[nn.Module], None], Callable[[Spec, Tensors], Spec]]:
+def edit(
+    name: str, change: Callable[[Tensor], Tensor]
+) -> tuple[Callable[[nn.Module], None], Callable[[Spec, Tensors], Spec]]:
     """Changes a weight in the module and in the truth."""
 
     def plant(module: nn.Module) -> None:
@@ -260,7 +267,14 @@ def exchange(one: int, other: int) -> tuple[Callable[[nn.Module], None], Callabl
     return plant, tell
 
 
-def rms(*, eps: float | None = None, offset: float = 0.0, mean: bool = False, dtype: torch.dtype = torch.float32, outside: bool = False) -> Callable[..., Tensor]:
+def rms(
+    *,
+    eps: float | None = None,
+    offset: float = 0.0,
+    mean: bool = False,
+    dtype: torch.dtype = torch.float32,
+    outside: bool = False,
+) -> Callable[..., Tensor]:
     """Another norm for Llama or Gemma."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -302,7 +316,9 @@ def rotate_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _llama_attention(rotate: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Any]:
-    def forward(self: Any, hidden_states: Tensor, position_embeddings: Any, attention_mask: Any = None, **kw: Any) -> Any:
+    def forward(
+        self: Any, hidden_states: Tensor, position_embeddings: Any, attention_mask: Any = None, **kw: Any
+    ) -> Any:
         b, p, _ = hidden_states.shape
         q, k, v = (
             proj(hidden_states).view(b, p, -1, self.head_dim).transpose(1, 2)
@@ -315,16 +331,24 @@ def _llama_attention(rotate: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Call
     return forward
 
 
-def residual_halved(self: Any, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Any = None, **kw: Any) -> Tensor:
+def residual_halved(
+    self: Any, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Any = None, **kw: Any
+) -> Tensor:
     x = hidden_states
-    a, _ = self.self_attn(self.input_layernorm(x), position_embeddings=position_embeddings, attention_mask=attention_mask)
+    a, _ = self.self_attn(
+        self.input_layernorm(x), position_embeddings=position_embeddings, attention_mask=attention_mask
+    )
     x = x + a * 0.5
     return x + self.mlp(self.post_attention_layernorm(x)) * 0.5
 
 
-def parallel(self: Any, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Any = None, **kw: Any) -> Tensor:
+def parallel(
+    self: Any, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Any = None, **kw: Any
+) -> Tensor:
     x = hidden_states
-    a, _ = self.self_attn(self.input_layernorm(x), position_embeddings=position_embeddings, attention_mask=attention_mask)
+    a, _ = self.self_attn(
+        self.input_layernorm(x), position_embeddings=position_embeddings, attention_mask=attention_mask
+    )
     return x + a + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -341,7 +365,11 @@ def no_embed_factor(module: nn.Module) -> None:
 
 def without(path: str) -> Callable[[nn.Module], None]:
     def plant(module: nn.Module) -> None:
-        for block in blocks(module) if path.startswith("block.") else [module.model if hasattr(module, "model") else module.transformer]:
+        for block in (
+            blocks(module)
+            if path.startswith("block.")
+            else [module.model if hasattr(module, "model") else module.transformer]
+        ):
             setattr(block, path.removeprefix("block."), nn.Identity())
 
     return plant
@@ -356,7 +384,10 @@ def planted() -> list[Planted]:
     sqrt3 = both(set_everywhere("attn.hook_attn_scores", scale=3.0))
     found = [Planted(f"{f} honest, {a}", f, lambda m: None, same, attn=a) for f, a in (
         ("llama", "eager"), ("llama", "sdpa"), ("gpt2", "eager"), ("gpt2", "sdpa"), ("gemma2", "eager"))]  # fmt: skip
-    found += [Planted(f"llama honest, rope {r}", "llama", lambda m: None, same, config={"rope": r}) for r in ("linear", "llama3")]
+    found += [
+        Planted(f"llama honest, rope {r}", "llama", lambda m: None, same, config={"rope": r})
+        for r in ("linear", "llama3")
+    ]
     for f in ("llama", "gemma2"):
         found += [
             Planted(f"{f} einsum, exp, sum", f, with_attention(), same),

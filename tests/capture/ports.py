@@ -17,7 +17,18 @@ Truth = dict[str, Tensor]
 class FusedLlama(nn.Module):
     """Query, key and value interleaved by group in one product; gate and up in one; rows flattened; keys heads first."""
 
-    def __init__(self, weights: Truth, *, layers: int, heads: int, kv: int, width: int, base: float, eps: float, flat: bool = True) -> None:
+    def __init__(
+        self,
+        weights: Truth,
+        *,
+        layers: int,
+        heads: int,
+        kv: int,
+        width: int,
+        base: float,
+        eps: float,
+        flat: bool = True,
+    ) -> None:
         super().__init__()
         self.shape = layers, heads, kv, width
         self.base, self.eps, self.flat = base, eps, flat
@@ -30,7 +41,9 @@ class FusedLlama(nn.Module):
             k, v = (w[f"self_attn.{n}_proj.weight"].view(kv, 1, width, -1) for n in "kv")
             self.register_parameter(f"qkv{i}", nn.Parameter(torch.cat((q, k, v), 1).reshape(-1, q.shape[-1])))
             self.register_parameter(f"o{i}", nn.Parameter(w["self_attn.o_proj.weight"].T.contiguous()))
-            self.register_parameter(f"up{i}", nn.Parameter(torch.cat((w["mlp.up_proj.weight"], w["mlp.gate_proj.weight"]))))
+            self.register_parameter(
+                f"up{i}", nn.Parameter(torch.cat((w["mlp.up_proj.weight"], w["mlp.gate_proj.weight"])))
+            )
             self.register_parameter(f"down{i}", nn.Parameter(w["mlp.down_proj.weight"].clone()))
             self.register_parameter(f"a{i}", nn.Parameter(w["input_layernorm.weight"].clone()))
             self.register_parameter(f"b{i}", nn.Parameter(w["post_attention_layernorm.weight"].clone()))
@@ -119,7 +132,9 @@ class SplitGPT2(nn.Module):
         e = d // heads
         for i in range(layers):
             w = {k.removeprefix(f"transformer.h.{i}."): v for k, v in weights.items() if f".h.{i}." in k}
-            for n, part, bias in zip("qkv", w["attn.c_attn.weight"].chunk(3, 1), w["attn.c_attn.bias"].chunk(3), strict=True):
+            for n, part, bias in zip(
+                "qkv", w["attn.c_attn.weight"].chunk(3, 1), w["attn.c_attn.bias"].chunk(3), strict=True
+            ):
                 self.w[n, i] = part.view(d, heads, e).permute(1, 0, 2).contiguous()
                 self.w["b" + n, i] = bias.view(heads, e).clone()
             self.w["o", i] = w["attn.c_proj.weight"].view(heads, e, d).clone()

@@ -55,9 +55,7 @@ TOKENS = {
 
 
 @pytest.mark.parametrize(("text", "says"), TOKENS.items())
-def test_tokens_as_json(
-    text: str, says: str, models: Path, tmp_path: Path, refused: Refused
-) -> None:
+def test_tokens_as_json(text: str, says: str, models: Path, tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "ids.json").write_text(text)
     same = models / "gemma2"
     assert says in refused("compare", same, same, "--tokens", tmp_path / "ids.json")
@@ -161,17 +159,13 @@ def test_recordings(models: Path, recorded: Path, tmp_path: Path, refused: Refus
     assert "different tokens" in refused("explain", recorded, other, "--model", same)
 
 
-def test_where_nothing_is_recorded(
-    models: Path, recorded: Path, tmp_path: Path, refused: Refused
-) -> None:
+def test_where_nothing_is_recorded(models: Path, recorded: Path, tmp_path: Path, refused: Refused) -> None:
     same, before = models / "gemma2", sorted(p.name for p in (models / "gemma2").iterdir())
     assert "recording already" in refused("record", recorded, "-o", tmp_path / "new")
     assert "not empty" in refused("record", same, "-o", same)
     assert "removes only what it wrote" in refused("record", same, "-o", same, "--overwrite")
     assert "is a file" in refused("record", same, "-o", same / "config.json")
-    assert "are 0 to 106" in refused(
-        "record", same, "-o", tmp_path / "new", "--tokens", _written(tmp_path, [[200]])
-    )
+    assert "are 0 to 106" in refused("record", same, "-o", tmp_path / "new", "--tokens", _written(tmp_path, [[200]]))
     assert sorted(p.name for p in same.iterdir()) == before
     assert not (tmp_path / "new").exists()
 
@@ -192,9 +186,7 @@ def test_a_fault_of_ours_keeps_its_traceback_and_is_no_difference(
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
-def test_out_of_memory_is_no_fault_of_ours(
-    monkeypatch: pytest.MonkeyPatch, refused: Refused
-) -> None:
+def test_out_of_memory_is_no_fault_of_ours(monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
     def fail(folder: Path, site: str | None) -> int:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes.")
 

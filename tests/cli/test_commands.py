@@ -51,9 +51,7 @@ def test_recorded_shown_and_explained(models: Path, tmp_path: Path) -> None:
     tokens = tmp_path / "ids.json"
     tokens.write_text(json.dumps([list(range(3, 33))]))
     for kind, name in (("hf", "gemma2"), ("native", "scaled")):
-        done = command(
-            "record", f"{kind}:{models / name}", "-o", tmp_path / name, "--tokens", tokens
-        )
+        done = command("record", f"{kind}:{models / name}", "-o", tmp_path / name, "--tokens", tokens)
         assert (done.returncode, done.stderr) == (0, "")
     shown = command("show", tmp_path / "gemma2")
     assert shown.returncode == 0

@@ -52,17 +52,13 @@ def test_a_python_can_be_named():
     assert named.python == Path(sys.executable)
 
 
-@pytest.mark.parametrize(
-    "requirements", [("python==3.3",), ("python>=3.11",), ("python==3.11", "python==3.12")]
-)
+@pytest.mark.parametrize("requirements", [("python==3.3",), ("python>=3.11",), ("python==3.11", "python==3.12")])
 def test_a_python_that_is_not_there_is_named(requirements: tuple[str, ...]):
     with pytest.raises(EnvironmentFailed, match=r"python==(3\.12|X\.Y)"):
         plan(requirements)
 
 
-def test_a_python_that_only_stands_there_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_python_that_only_stands_there_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for number, answer in enumerate(["exit 127", "echo 3.99"]):
         folder = tmp_path / str(number)
         folder.mkdir()

@@ -70,9 +70,7 @@ def test_its_error_keeps_its_class_and_its_sentence(record: Any, kind: str, is_a
     assert type(caught.value) is not ValueError
 
 
-def test_after_its_error_it_may_tidy_up_but_not_for_ever(
-    record: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_after_its_error_it_may_tidy_up_but_not_for_ever(record: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tidy = tmp_path / "tidy"
     with pytest.raises(CheckpointError):
         record(f"tell(error='e', kind='CheckpointError'); open({str(tidy)!r}, 'w').close()")

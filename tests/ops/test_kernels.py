@@ -103,9 +103,7 @@ def test_norm(dtype: torch.dtype, kind: str, seed: int, offset: float) -> None:
 @pytest.mark.parametrize("padded", [False, True])
 @few
 @given(seed=st.integers(0, 2**32), scale=st.floats(0.5, 8))
-def test_sdpa(
-    dtype: torch.dtype, kv_map: str, window: int | None, padded: bool, seed: int, scale: float
-) -> None:
+def test_sdpa(dtype: torch.dtype, kv_map: str, window: int | None, padded: bool, seed: int, scale: float) -> None:
     sites = attention_sites(seed)
     if not padded:
         sites["mask"] = torch.ones_like(sites["mask"])
@@ -128,9 +126,7 @@ def test_another_meaning_is_no_rounding(dtype: torch.dtype) -> None:
 
 def test_a_kernel_that_computes_something_else_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = torch.nn.functional.rms_norm
-    monkeypatch.setattr(
-        torch.nn.functional, "rms_norm", lambda x, s, w, eps: kernel(x, s, w, eps * 1.1)
-    )
+    monkeypatch.setattr(torch.nn.functional, "rms_norm", lambda x, s, w, eps: kernel(x, s, w, eps * 1.1))
     assert worst(norm_rows("rms", 0.0, "fused"), norm_sites(0), torch.float32, None) > C
 
 

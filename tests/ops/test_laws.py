@@ -17,9 +17,7 @@ from twinlens.ops import REGISTRY, Op
 # torch.func.jvp compiles its own formulas with torch.jit.script at first use
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 every_op = pytest.mark.parametrize("name", OURS)
-few = settings(
-    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
-)
+few = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
 C = 8.0  # of the rounding scale; the worst of 60 draws of every combination was 6.2
 
@@ -65,17 +63,12 @@ def test_derivatives(name: str, data: st.DataObject) -> None:
 
 
 NUMBERS = sorted(
-    (op, f.name)
-    for op in OURS
-    for f in dataclasses.fields(REGISTRY[op])
-    if f.metadata["kind"].name == "number"
+    (op, f.name) for op in OURS for f in dataclasses.fields(REGISTRY[op]) if f.metadata["kind"].name == "number"
 )
 
 
 @pytest.mark.parametrize(("op_name", "field"), NUMBERS)
-def test_a_kernel_without_a_derivative_is_caught(
-    op_name: str, field: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kernel_without_a_derivative_is_caught(op_name: str, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call = REGISTRY[op_name].__call__
 
     def deaf(self: Op, *reads: Tensor, **weights: Tensor) -> Tensor:
@@ -137,9 +130,7 @@ def _error(found: Tensor, exact: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", UNIT, ids=str)
 @few
 @given(data=st.data())
-def test_every_order_is_the_plain_formula_to_rounding(
-    name: str, dtype: torch.dtype, data: st.DataObject
-) -> None:
+def test_every_order_is_the_plain_formula_to_rounding(name: str, dtype: torch.dtype, data: st.DataObject) -> None:
     case = data.draw(cases(name))
     case = Case(_rounded(case.op, dtype), case.reads, case.weights)
     for op in each(case.op, "order", "choice"):
@@ -149,11 +140,7 @@ def test_every_order_is_the_plain_formula_to_rounding(
 def _rounded(op: Op, dtype: torch.dtype) -> Op:
     """Numbers that a dtype holds, so that only the computation rounds."""
     return op.replace(
-        **{
-            name: float(torch.tensor(value).bfloat16())
-            for name, kind, value in kinds(op)
-            if kind.name == "number"
-        }
+        **{name: float(torch.tensor(value).bfloat16()) for name, kind, value in kinds(op) if kind.name == "number"}
     )
 
 
@@ -177,8 +164,7 @@ def slices(case: Case, p: int) -> Case:
         return t.narrow(at, p, 1)
 
     reads = tuple(
-        (axes, row(axes, t) if by_row else t)
-        for (axes, t), by_row in zip(case.reads, _by_row(case), strict=True)
+        (axes, row(axes, t) if by_row else t) for (axes, t), by_row in zip(case.reads, _by_row(case), strict=True)
     )
     return Case(case.op, reads, case.weights)
 

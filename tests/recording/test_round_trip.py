@@ -79,9 +79,7 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
     dtypes = st.sampled_from([*FLOATS, torch.int64, torch.int8, torch.bool])
     row = st.lists(st.integers(0, 2**40), min_size=p, max_size=p)
     return {
-        "sites": {
-            s: noise(draw(st.integers(0, 99)), SITES[s](b, p, w), draw(dtypes)) for s in chosen
-        },
+        "sites": {s: noise(draw(st.integers(0, 99)), SITES[s](b, p, w), draw(dtypes)) for s in chosen},
         "tokens": draw(st.lists(row, min_size=b, max_size=b)),
         "mask": padded(draw, b, p),
         "placed": {chosen[0]: draw(st.sampled_from(["weight", "replay", "provisional"]))},
@@ -119,9 +117,7 @@ def built(several: list[dict[str, Any]], fields: dict[str, Any]) -> Recording:
 
 @settings(max_examples=40, deadline=None)
 @given(SEVERAL, FIELDS)
-def test_what_is_saved_is_what_is_loaded(
-    several: list[dict[str, Any]], fields: dict[str, Any]
-) -> None:
+def test_what_is_saved_is_what_is_loaded(several: list[dict[str, Any]], fields: dict[str, Any]) -> None:
     recording = built(several, fields)
     with tempfile.TemporaryDirectory() as folder:
         recording.save(Path(folder) / "r")

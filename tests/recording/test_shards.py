@@ -45,9 +45,7 @@ def test_the_seal_is_that_of_the_file(tmp_path: Path) -> None:
     assert (seal.bytes, seal.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
 
-def test_it_appears_only_when_it_is_on_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_appears_only_when_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def not_there(descriptor: int) -> None:
         assert not (tmp_path / "s").exists()
         assert os.fstat(descriptor).st_size > 0

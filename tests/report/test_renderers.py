@@ -55,9 +55,7 @@ def test_json_is_strict_and_holds_everything(seed: int) -> None:
     result = drawn(seed)
     said = json.loads(as_json.text(result, after_fix=result), parse_constant=_refuse)
     assert set(vars(result)) <= set(said)
-    assert said["after_fix"] == {
-        k: v for k, v in said.items() if k not in ("twinlens", "after_fix")
-    }
+    assert said["after_fix"] == {k: v for k, v in said.items() if k not in ("twinlens", "after_fix")}
     for cause, row in zip(result.causes, said["causes"], strict=True):
         assert row["layers"] == cause.layers
         assert row["interval"] is None or len(row["interval"]) == 2

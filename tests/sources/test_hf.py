@@ -12,9 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from twinlens.errors import CheckpointError, SourceError, TwinlensError
 from twinlens.sources import hf
 
-CONFIG = GPT2Config(
-    vocab_size=40, n_positions=16, n_embd=12, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
-)
+CONFIG = GPT2Config(vocab_size=40, n_positions=16, n_embd=12, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
 TOKENS = torch.arange(10).reshape(2, 5)
 
 
@@ -35,9 +33,7 @@ def damaged(checkpoint: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_it_is_the_model_of_transformers(checkpoint: Path, attn: str, dtype: str):
     built = hf.build(str(checkpoint), attn=attn, dtype=dtype)
-    theirs = AutoModelForCausalLM.from_pretrained(
-        checkpoint, attn_implementation=attn, dtype=hf.dtype_of(dtype)
-    ).eval()
+    theirs = AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation=attn, dtype=hf.dtype_of(dtype)).eval()
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     assert built.call is not None
     assert torch.equal(built.call(TOKENS, None), theirs(TOKENS).logits)

@@ -17,15 +17,11 @@ REQUIREMENTS = st.lists(
     st.tuples(NAMES, st.lists(CLAUSES, max_size=2)).map(lambda r: r[0] + ",".join(r[1])), max_size=3
 ).map(tuple)
 PATHS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)
-OPTIONS = st.fixed_dictionaries(
-    {}, optional={"dtype": st.sampled_from(DTYPES), "attn": st.sampled_from(ATTENTIONS)}
-)
+OPTIONS = st.fixed_dictionaries({}, optional={"dtype": st.sampled_from(DTYPES), "attn": st.sampled_from(ATTENTIONS)})
 
 
 @given(st.sampled_from(["hf", "native"]), PATHS, OPTIONS, REQUIREMENTS)
-def test_what_is_printed_is_read_again(
-    kind: str, path: str, options: dict[str, str], requirements: tuple[str, ...]
-):
+def test_what_is_printed_is_read_again(kind: str, path: str, options: dict[str, str], requirements: tuple[str, ...]):
     source = SourceString(kind, path, options, requirements)
     assert parse(str(source)) == source
 

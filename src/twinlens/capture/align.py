@@ -42,9 +42,7 @@ class Aligner:
         self.values: dict[str, Tensor] = inputs_of(graph)
         self.operands: dict[str, Place] = {}
         """Sites that a placed product reads: known even where nothing replays to them."""
-        self.product_nodes = {
-            step.writes: [h.use.out for h in self.anchors.of(step)] for step in spec.steps
-        }
+        self.product_nodes = {step.writes: [h.use.out for h in self.anchors.of(step)] for step in spec.steps}
 
     def run(self) -> Placement:
         """Products first, then every site in order, then what only later steps can tell."""

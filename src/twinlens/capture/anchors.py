@@ -219,11 +219,7 @@ class Numbering:
         if len(left) != 1 or len(group) != len(self.names[what, *left]):
             return
         kinds, rows = tuple(left), torch.arange(shape[0])
-        self._number(
-            found, [
-                _Member(m.use, None, kinds, torch.zeros_like(rows), rows, m.again) for m in group
-            ]
-        )
+        self._number(found, [_Member(m.use, None, kinds, torch.zeros_like(rows), rows, m.again) for m in group])
 
     def _groups(self) -> Iterator[list[_Member]]:
         groups: dict[object, dict[int, _Member]] = {}
@@ -302,9 +298,7 @@ class Numbering:
                 assert member.kind is not None and member.row is not None
                 there = (member.kind == number).nonzero()[:, 0]
                 here = member.row[there]
-                found.held.setdefault((name, what), []).append(
-                    Held(member.use, there, here, tuple(member.again))
-                )
+                found.held.setdefault((name, what), []).append(Held(member.use, there, here, tuple(member.again)))
 
 
 def _layers(members: Sequence[_Member], names: Sequence[str]) -> Iterator[tuple[_Member, str]]:
@@ -372,7 +366,7 @@ class OwnWeights:
                 count = rows if h.use.kind == "product" else self.graph[h.use.constant].numel()
                 later = added(self.graph, h.use.out, count)
                 at = later[1] if later else None
-            if at is None or self.graph[at].numel() != rows and h.use.kind == "product":
+            if at is None or (self.graph[at].numel() != rows and h.use.kind == "product"):
                 return None
             flat = self.graph[at].flatten()
             parts.append(flat if h.use.kind in ("norm", "scaling") else flat[h.there])

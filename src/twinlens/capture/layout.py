@@ -92,7 +92,9 @@ def _copies(axes: Sequence[str], sizes: Sequence[int], shape: Sequence[int]) -> 
         yield theirs // total
 
 
-def _grouped(order: Sequence[str], sizes: Mapping[str, int], shape: Sequence[int]) -> tuple[tuple[str, ...], ...] | None:
+def _grouped(
+    order: Sequence[str], sizes: Mapping[str, int], shape: Sequence[int]
+) -> tuple[tuple[str, ...], ...] | None:
     groups: list[tuple[str, ...]] = []
     left = list(order)
     for size in shape:
@@ -120,7 +122,8 @@ class Wanted:
 
 def variants(wanted: Wanted) -> Iterator[Wanted]:
     """The value as it may be held: as it is; tables in half width or with each pair beside the other; without the
-    batch, where all rows are alike."""
+    batch, where all rows are alike.
+    """
     alike = wanted.counts is None and wanted.axes[0] == "b" and bool((wanted.value == wanted.value[:1]).all())
     for form in (wanted, *(_tables(wanted) if "r" in wanted.axes else ())):
         yield form

@@ -62,9 +62,7 @@ class Lookahead:
 
     def __init__(self, aligner: Aligner) -> None:
         self.a = aligner
-        self.looked_through = {
-            name for node in aligner.graph.nodes for name in KERNELS.get(node.function, ())
-        }
+        self.looked_through = {name for node in aligner.graph.nodes for name in KERNELS.get(node.function, ())}
         self._upstream = _upstream(aligner.spec.steps)
 
     def agrees(self, site: str, match: Match) -> bool:
@@ -93,9 +91,7 @@ class Lookahead:
             if self._judge({step.writes: best[0]}, loose=False).rank > verdict.rank:
                 self.a.put(step.writes, best[0].node, best[0].layout, "provisional")
 
-    def _options(
-        self, step: Step, expected: Tensor | None
-    ) -> tuple[tuple[Step, ...], list[tuple[Guess, ...]]]:
+    def _options(self, step: Step, expected: Tensor | None) -> tuple[tuple[Step, ...], list[tuple[Guess, ...]]]:
         guesses = list(self._guesses(step, expected))
         partner = self._partner(step)
         if partner is None:
@@ -229,9 +225,7 @@ class Lookahead:
     def _looked_through(self, step: Step) -> bool:
         return self.a.known(step.writes) is None and type(step.op).__name__ in self.looked_through
 
-    def _replays(
-        self, step: Step, given: Mapping[str, Tensor], trial: Trial, *, loose: bool
-    ) -> bool:
+    def _replays(self, step: Step, given: Mapping[str, Tensor], trial: Trial, *, loose: bool) -> bool:
         """Whether the step, on what is on trial, gives a tensor that was captured."""
         merged = self.a.spec.between(step.writes, given)
         if not any(read in trial for s in merged for read in s.reads):

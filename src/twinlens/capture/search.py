@@ -44,8 +44,7 @@ class Search:
     def descends(self, node: int, of: Iterable[int]) -> bool:
         """Whether a node is, or descends from, each of these."""
         return all(
-            self.above[node] >> i & 1
-            or (i in self.twins and any(self.above[node] >> t & 1 for t in self.twins[i]))
+            self.above[node] >> i & 1 or (i in self.twins and any(self.above[node] >> t & 1 for t in self.twins[i]))
             for i in of
         )
 

@@ -28,9 +28,7 @@ class Sites(StrEnum):
     logprobs = "logprobs"
 
 
-Text = Annotated[
-    str | None, typer.Option(help="Run this text; needs the tokenizer of the reference.")
-]
+Text = Annotated[str | None, typer.Option(help="Run this text; needs the tokenizer of the reference.")]
 Tokens = Annotated[
     Path | None,
     typer.Option(help="Run these ids: a JSON list of lists, or safetensors with `tokens`, `mask`."),
@@ -63,12 +61,8 @@ def compare(
     tokens: Tokens = None,
     probe: Annotated[str | None, typer.Option(help="`auto`, in a later version.")] = None,
     sites: Annotated[Sites, typer.Option(help="Which sites to compare.")] = Sites.all,
-    fix: Annotated[
-        bool, typer.Option("--fix", help="Mend the candidate in memory, and compare again.")
-    ] = False,
-    order: Annotated[
-        bool, typer.Option("--order", help="As --fix, and to the last bit: orders as well.")
-    ] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Mend the candidate in memory, and compare again.")] = False,
+    order: Annotated[bool, typer.Option("--order", help="As --fix, and to the last bit: orders as well.")] = False,
     json: Json = None,
     markdown: Markdown = None,
     html: Annotated[Path | None, typer.Option(help="In a later version.")] = None,
@@ -107,9 +101,7 @@ def record(
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
     text: Text = None,
     tokens: Tokens = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier recording.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier recording.")] = False,
     model: ModelPath = None,
 ) -> int:
     """Record one run: every tensor at a known site, as safetensors and a manifest.

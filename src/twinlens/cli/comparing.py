@@ -92,9 +92,7 @@ def _refuse_unmendable(candidate: str) -> None:
     kind = parse(candidate).kind
     if kind in ("recording", "native"):
         what = "a recording" if kind == "recording" else "twinlens's own model"
-        raise InputError(
-            f"--fix mends an implementation, and {candidate} is {what}; leave --fix out."
-        )
+        raise InputError(f"--fix mends an implementation, and {candidate} is {what}; leave --fix out.")
 
 
 def _mended(report: Report, *, order: bool, files: Files) -> int:

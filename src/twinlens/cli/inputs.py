@@ -73,8 +73,7 @@ def _of_json(path: Path) -> Tensor:
     if len({len(row) for row in rows}) > 1:
         lengths = ", ".join(str(len(row)) for row in rows[:6])
         raise InputError(
-            f"the rows of {path} have different lengths ({lengths}); pad them, and give tokens and "
-            "mask as safetensors."
+            f"the rows of {path} have different lengths ({lengths}); pad them, and give tokens and mask as safetensors."
         )
     try:
         return torch.tensor(rows, dtype=torch.int64)
@@ -118,8 +117,7 @@ def _tokenizer(checkpoint: Path) -> Any:
         return AutoTokenizer.from_pretrained(**where, local_files_only=True)
     except Exception as error:  # the border: transformers raises a dozen kinds, all meaning "no"
         raise InputError(
-            f"transformers cannot read the tokenizer of {checkpoint}: {first_sentence(error)}; "
-            "give --tokens."
+            f"transformers cannot read the tokenizer of {checkpoint}: {first_sentence(error)}; give --tokens."
         ) from error
 
 

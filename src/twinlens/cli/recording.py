@@ -35,9 +35,7 @@ def record(
         side = subject(source)
         declared = declared_at(str(model)) if model is not None else side.declaration()
         if declared is None:
-            raise SourceError(
-                f"{source} does not say what model it is; give --model PATH of its checkpoint."
-            )
+            raise SourceError(f"{source} does not say what model it is; give --model PATH of its checkpoint.")
         ids, mask = inputs_of((side, side), declared.spec, ids, mask)
         if isinstance(side, Elsewhere):
             made = record_elsewhere(side.source, ids, mask, out, say=watch.say, overwrite=overwrite)
@@ -49,9 +47,7 @@ def record(
     return SAME
 
 
-def _described(
-    made: Recording, side: Subject, declared: Declaration, source: SourceString
-) -> Recording:
+def _described(made: Recording, side: Subject, declared: Declaration, source: SourceString) -> Recording:
     """With what `explain` needs later: config and checkpoint, and how it was made."""
     made.about["source"] = str(source)
     if declared.checkpoint is not None:

@@ -98,9 +98,7 @@ def _real(tensor: Tensor) -> Tensor:
 def _numbers(tensor: Tensor) -> str:
     """Range, what is not finite, and the first entries of the first row."""
     real, whole = _real(tensor), tensor.numel()
-    lines = [
-        f"  {'masked or -inf':<14} {whole - real.numel() - int(tensor.isnan().sum())} of {whole}"
-    ]
+    lines = [f"  {'masked or -inf':<14} {whole - real.numel() - int(tensor.isnan().sum())} of {whole}"]
     if nans := int(tensor.isnan().sum()):
         lines.append(f"  {'NaN':<14} {nans} of {whole}")
     if real.numel():

@@ -29,9 +29,7 @@ def record_elsewhere(
     with tempfile.TemporaryDirectory(prefix="twinlens-tokens-") as folder:
         given = Path(folder) / "tokens.safetensors"
         tensors = {"tokens": tokens.to(torch.int64).contiguous()}
-        save_file(
-            tensors | ({} if mask is None else {"mask": mask.to(torch.int64).contiguous()}), given
-        )
+        save_file(tensors | ({} if mask is None else {"mask": mask.to(torch.int64).contiguous()}), given)
         local = SourceString(source.kind, source.path, source.options)
         job = {"source": str(local), "tokens": str(given), "out": str(out), "overwrite": overwrite}
         if mend is not None:

@@ -141,9 +141,7 @@ def _last_error(lines: list[str]) -> str:
 def _works(folder: Path) -> bool:
     """Whether the venv was made to its end, or only begun."""
     try:
-        asked = subprocess.run(
-            [python_of(folder), "-m", "pip", "--version"], capture_output=True, check=False
-        )
+        asked = subprocess.run([python_of(folder), "-m", "pip", "--version"], capture_output=True, check=False)
     except OSError:
         return False
     return asked.returncode == 0
@@ -161,9 +159,7 @@ def _remove_half_installed(folder: Path) -> None:
 
 def _write_stamp(wanted: Plan, seconds: float) -> None:
     command = [python_of(wanted.folder), "-m", "pip", "freeze", "--disable-pip-version-check"]
-    freeze = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=clean_environ()
-    )
+    freeze = subprocess.run(command, capture_output=True, text=True, check=True, env=clean_environ())
     stamp = {
         "requirements": wanted.requirements,
         "seconds": round(seconds, 1),

@@ -126,9 +126,7 @@ def _is_python(candidate: Path, version: str) -> bool:
         return False
     asked = "import ensurepip, sys; print('%d.%d' % sys.version_info[:2])"
     try:
-        told = subprocess.run(
-            [candidate, "-c", asked], capture_output=True, text=True, timeout=60, check=False
-        )
+        told = subprocess.run([candidate, "-c", asked], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return told.stdout.strip() == version

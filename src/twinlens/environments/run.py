@@ -65,8 +65,7 @@ def run_recorder(
                 )
             except OSError as error:
                 raise EnvironmentFailed(
-                    f"{python} does not start ({error}); remove its environment's folder, and it "
-                    "is made anew."
+                    f"{python} does not start ({error}); remove its environment's folder, and it is made anew."
                 ) from error
             with process:
                 try:

@@ -18,9 +18,7 @@ FAMILIES: dict[str, ModuleType] = {"gemma2": gemma2, "gpt2": gpt2, "llama": llam
 """By the config's `model_type`."""
 
 
-def declare(
-    config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, attention: str = "eager"
-) -> Spec:
+def declare(config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, attention: str = "eager") -> Spec:
     """The Spec of a checkpoint's config.
 
     `dtype` is the one the weights are stored in, `attention` the kernel: "eager" or "sdpa".

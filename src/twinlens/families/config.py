@@ -155,18 +155,13 @@ class Config:
         """A key that this family understands with one value only."""
         found = self.get(key, default=value)
         if found != value:
-            raise ConfigError(
-                f"the config says {key}={found!r}; {self.family} is declared for {value!r} only: "
-                f"{why}"
-            )
+            raise ConfigError(f"the config says {key}={found!r}; {self.family} is declared for {value!r} only: {why}")
 
     @property
     def unread(self) -> dict[str, Any]:
         """Keys that nobody read and nobody declared irrelevant."""
         return {
-            k: v
-            for k, v in self._values.items()
-            if v is not None and k not in self._read and k not in self.irrelevant
+            k: v for k, v in self._values.items() if v is not None and k not in self._read and k not in self.irrelevant
         }
 
     def close(self) -> None:

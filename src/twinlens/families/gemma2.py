@@ -44,20 +44,14 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     )
 
     factor = sqrt(shape.d_model)  # Gemma report, section 2
-    yield Step(
-        "hook_embed", Embed(factor), ("tokens",), (("W", Weight("model.embed_tokens.weight")),)
-    )
+    yield Step("hook_embed", Embed(factor), ("tokens",), (("W", Weight("model.embed_tokens.weight")),))
     yield from rows.rotary_tables(rows.rotary(c, e, dtype))
     stream = "hook_embed"
     for i in range(shape.layers):
         name, at = f"model.layers.{i}", block(i, "")[:-1]
 
-        def norm(
-            site: str, reads: str, theirs: str, name: str = name, at: str = at
-        ) -> Iterator[Step]:
-            return rows.norm(
-                f"{at}.{site}", f"{at}.{reads}", normalize, weight, (f"{name}.{theirs}.weight",)
-            )
+        def norm(site: str, reads: str, theirs: str, name: str = name, at: str = at) -> Iterator[Step]:
+            return rows.norm(f"{at}.{site}", f"{at}.{reads}", normalize, weight, (f"{name}.{theirs}.weight",))
 
         yield rows.copy(f"{at}.hook_resid_pre", stream)
         yield from norm("ln1", "hook_resid_pre", "input_layernorm")

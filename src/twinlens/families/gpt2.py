@@ -66,9 +66,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     for i in range(shape.layers):
         name, at = f"transformer.h.{i}", block(i, "")[:-1]
 
-        def norm(
-            site: str, reads: str, theirs: str, name: str = name, at: str = at
-        ) -> Iterator[Step]:
+        def norm(site: str, reads: str, theirs: str, name: str = name, at: str = at) -> Iterator[Step]:
             names = (f"{name}.{theirs}.weight", f"{name}.{theirs}.bias")
             return rows.norm(f"{at}.{site}", f"{at}.{reads}", normalize, weight, names)
 
@@ -88,9 +86,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
         )
         for part in "qkv":
             yield Step(f"{at}.attn.hook_{part}", Part(part, shape.heads), (f"{at}.attn.hook_qkv",))
-        scores = Scores(
-            scale=(sqrt(d // shape.heads) if scaled else 1.0) * (i + 1 if by_layer else 1)
-        )
+        scores = Scores(scale=(sqrt(d // shape.heads) if scaled else 1.0) * (i + 1 if by_layer else 1))
         yield from rows.attention(i, scores, Softmax(dtype=None), Mix(), "hook_q", "hook_k")
         yield rows.project(
             f"{at}.attn.hook_out",

@@ -72,9 +72,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
                 bias=bias,
             )
         yield from rows.rotated(i, Rotate(width=e))
-        yield from rows.attention(
-            i, Scores(scale=sqrt(e)), Softmax(), Mix(), "hook_rot_q", "hook_rot_k"
-        )
+        yield from rows.attention(i, Scores(scale=sqrt(e)), Softmax(), Mix(), "hook_rot_q", "hook_rot_k")
         yield rows.project(
             f"{at}.attn.hook_out",
             f"{at}.attn.hook_z",

@@ -24,18 +24,14 @@ from twinlens.sites import block
 from twinlens.spec import Step, Weight
 
 
-def norm(
-    site: str, reads: str, normalize: Normalize, weight: NormWeight, names: tuple[str, ...]
-) -> Iterator[Step]:
+def norm(site: str, reads: str, normalize: Normalize, weight: NormWeight, names: tuple[str, ...]) -> Iterator[Step]:
     """`site.hook_normalized` and `site.hook_out`; `names` are the weight's and a bias's."""
     yield Step(f"{site}.hook_normalized", normalize, (reads,))
     weights = tuple(zip("wb", (Weight(n) for n in names), strict=False))
     yield Step(f"{site}.hook_out", weight, (f"{site}.hook_normalized",), weights)
 
 
-def project(
-    writes: str, reads: str, name: str, op: Project, *, bias: bool = False, transposed: bool = False
-) -> Step:
+def project(writes: str, reads: str, name: str, op: Project, *, bias: bool = False, transposed: bool = False) -> Step:
     """A product with `name.weight`, and `name.bias` where there is one."""
     weights = [("W", Weight(f"{name}.weight", transposed))]
     if bias:
@@ -59,9 +55,7 @@ def rotated(layer: int, op: Rotate) -> Iterator[Step]:
         )
 
 
-def attention(
-    layer: int, scores: Scores, softmax: Softmax, mix: Mix, q: str, k: str
-) -> Iterator[Step]:
+def attention(layer: int, scores: Scores, softmax: Softmax, mix: Mix, q: str, k: str) -> Iterator[Step]:
     """From queries, keys and values to `hook_z`."""
     at = block(layer, "attn")
     reads = (f"{at}.{q}", f"{at}.{k}", "mask", "slots")
@@ -75,9 +69,7 @@ def gated_mlp(layer: int, reads: str, name: str, act: str, *, bias: bool) -> Ite
     at = block(layer, "mlp")
     yield project(f"{at}.hook_pre", reads, f"{name}.gate_proj", Project(), bias=bias)
     yield project(f"{at}.hook_pre_linear", reads, f"{name}.up_proj", Project(), bias=bias)
-    yield Step(
-        f"{at}.hook_post", Gate(act, formula="kernel"), (f"{at}.hook_pre", f"{at}.hook_pre_linear")
-    )
+    yield Step(f"{at}.hook_post", Gate(act, formula="kernel"), (f"{at}.hook_pre", f"{at}.hook_pre_linear"))
     yield project(f"{at}.hook_out", f"{at}.hook_post", f"{name}.down_proj", Project(), bias=bias)
 
 
@@ -139,10 +131,7 @@ def rotary(c: Config, width: int, dtype: torch.dtype, theta: float = 10000.0) ->
         )
     missing = [key for key in _SCALING[kind] if key not in said]
     if missing:
-        raise ConfigError(
-            f"the config asks for rotary scaling {kind!r} without {missing[0]!r}; add it to "
-            f"config.json"
-        )
+        raise ConfigError(f"the config asks for rotary scaling {kind!r} without {missing[0]!r}; add it to config.json")
     numbers = {ours: float(said[theirs]) for theirs, ours in _SCALING[kind].items()}
     return table if kind == "default" else table.replace(scaling=kind, **numbers)
 

@@ -29,9 +29,7 @@ ROOM = 13e9
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; 0 only if both cases end identical and nothing else was changed."""
     parser = argparse.ArgumentParser(prog="python -m twinlens.first_case", description=__doc__)
-    parser.add_argument(
-        "--full", action="store_true", help="the geometry of 2b: 10.5 GB, 24 GB of memory"
-    )
+    parser.add_argument("--full", action="store_true", help="the geometry of 2b: 10.5 GB, 24 GB of memory")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the page, as Markdown")
     given = parser.parse_args(arguments)
     try:
@@ -52,9 +50,7 @@ def _said(watch: Watch) -> Say:
     if sys.stderr.isatty():
         return watch.say
     started = time.monotonic()
-    return lambda words: print(
-        f"[{time.monotonic() - started:4.0f} s] {words}", file=sys.stderr, flush=True
-    )
+    return lambda words: print(f"[{time.monotonic() - started:4.0f} s] {words}", file=sys.stderr, flush=True)
 
 
 def measure(folder: Path, say: Say, *, full: bool = False) -> Measured:
@@ -76,9 +72,7 @@ def measure(folder: Path, say: Say, *, full: bool = False) -> Measured:
     unchanged = checkpoints.digest(path) == before
     kept = [checkpoints.listing(e) for e in environments] == installed
     llama = [] if full else second.run(folder, say)
-    return Measured(
-        size, length, cases, llama, checkpoint_unchanged=unchanged, environments_unchanged=kept
-    )
+    return Measured(size, length, cases, llama, checkpoint_unchanged=unchanged, environments_unchanged=kept)
 
 
 def environment(requirements: str, say: Say) -> Path:

@@ -131,14 +131,10 @@ def _named(case: Case) -> Iterator[Table]:
         ("Causes", report.causes),
         ("The reference differs from its own config", report.reference_edits),
     ):
-        rows = tuple(
-            (c.parameter, words.layers(c.layers, depth), words.change(c), c.status) for c in causes
-        )
+        rows = tuple((c.parameter, words.layers(c.layers, depth), words.change(c), c.status) for c in causes)
         if rows:
             yield Table(title, ("parameter", "layers", "reference → candidate", "status"), rows)
-    rows = tuple(
-        (o.site, o.parameter, words.layers(o.layers, depth), words.change(o)) for o in report.orders
-    )
+    rows = tuple((o.site, o.parameter, words.layers(o.layers, depth), words.change(o)) for o in report.orders)
     if rows:
         title = "Orders: other bits, same meaning"
         yield Table(title, ("site", "order", "layers", "reference → candidate"), rows)
@@ -177,9 +173,7 @@ def _logits(case: Case) -> Table:
         p = measure.predictions(case.reference, recording)
         figures = f"{spread.low:.4f} to {spread.high:.4f}"
         kl = f"{_two(abs(p.kl_mean))} / {_two(abs(p.kl_max))}"
-        rows.append(
-            (title, f"{spread.mean:.4f}", f"{spread.std:.4f}", figures, f"{p.top1:.1%}", kl)
-        )
+        rows.append((title, f"{spread.mean:.4f}", f"{spread.std:.4f}", figures, f"{p.top1:.1%}", kl))
     columns = ("logits", "mean", "std", "range", "same top-1", "KL per token, mean / max (nats)")
     return Table("Logits and predictions", columns, tuple(rows))
 
@@ -192,8 +186,7 @@ def _growth(case: Case) -> Table:
     every = range(spec.shape.layers)
     some = every if len(every) <= 8 else [*every][:: max(1, len(every) // 6)]
     rows = tuple(
-        (s.title, *(_two(shares[n]) for n in some))
-        for s, shares in zip(case.stages[:-1], by_stage, strict=True)
+        (s.title, *(_two(shares[n]) for n in some)) for s, shares in zip(case.stages[:-1], by_stage, strict=True)
     )
     columns = ("mended", *(f"layer {n}" for n in some))
     title = "Growth by layer: difference of the residual stream as a share of its size"
@@ -241,8 +234,7 @@ def _llama(found: list[Llama]) -> Iterator[Part]:
             _two(at.tables),
             _pair(at.apart.logits_max, at.apart.logits_mean),
             "; ".join(f"{c.parameter} {words.change(c)}" for c in at.report.causes),
-            f"{at.after.verdict}, {sum(f.status == 'equal' for f in at.after.findings)} of "
-            f"{len(at.after.findings)}",
+            f"{at.after.verdict}, {sum(f.status == 'equal' for f in at.after.findings)} of {len(at.after.findings)}",
         )
         for at in found
     )

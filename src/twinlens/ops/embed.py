@@ -25,9 +25,7 @@ class Embed(Op):
     factor: float = number(1.0, parameter="embed.scale")
     constant: str = order("rounded", "exact")
 
-    def __call__(
-        self, tokens: Int[Tensor, "b p"], W: Float[Tensor, "v d"]
-    ) -> Float[Tensor, "b p d"]:
+    def __call__(self, tokens: Int[Tensor, "b p"], W: Float[Tensor, "v d"]) -> Float[Tensor, "b p d"]:
         x = F.embedding(tokens, W)
         if isinstance(self.factor, float) and self.factor == 1.0:
             return x
@@ -41,9 +39,7 @@ class PositionEmbed(Op):
 
     offset: int = integer(0, parameter="pos_embed.offset")
 
-    def __call__(
-        self, positions: Int[Tensor, "b p"], W: Float[Tensor, "n d"]
-    ) -> Float[Tensor, "b p d"]:
+    def __call__(self, positions: Int[Tensor, "b p"], W: Float[Tensor, "n d"]) -> Float[Tensor, "b p d"]:
         return F.embedding((positions + self.offset).clamp(0, len(W) - 1), W)
 
 
@@ -55,9 +51,7 @@ class Add(Op):
 
     factor: float = number(1.0, parameter="residual.scale")
 
-    def __call__(
-        self, x: Float[Tensor, "b p d"], y: Float[Tensor, "b p d"] | None = None
-    ) -> Float[Tensor, "b p d"]:
+    def __call__(self, x: Float[Tensor, "b p d"], y: Float[Tensor, "b p d"] | None = None) -> Float[Tensor, "b p d"]:
         if y is None:
             return x
         return x + (y if isinstance(self.factor, float) and self.factor == 1.0 else y * self.factor)

@@ -17,9 +17,7 @@ from twinlens.shapes import Float
 
 def _gelu_tanh(x: Tensor) -> Tensor:
     """Hendrycks and Gimpel 2016, section 2: the tanh approximation written out, as GPT-2 has it."""
-    return (
-        0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
-    )
+    return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
 
 
 def _gelu_tanh_kernel(x: Tensor) -> Tensor:
@@ -63,9 +61,7 @@ class Gate(Op):
     roles: str = choice("gate", "up", parameter="mlp.gate_order", enters="mlp.hook_pre")
     formula: str = order("plain", "kernel")
 
-    def __call__(
-        self, gate: Float[Tensor, "b p m"], up: Float[Tensor, "b p m"]
-    ) -> Float[Tensor, "b p m"]:
+    def __call__(self, gate: Float[Tensor, "b p m"], up: Float[Tensor, "b p m"]) -> Float[Tensor, "b p m"]:
         return _act(self, gate) * up if self.roles == "gate" else gate * _act(self, up)
 
     def magnitude(self, gate: Tensor, up: Tensor) -> Tensor:

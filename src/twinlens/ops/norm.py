@@ -29,9 +29,7 @@ class Normalize(Op):
     eps: float = number(parameter="norm.eps")
     kind: str = choice("rms", "layer", parameter="norm.kind")
     eps_place: str = choice("inside", "outside", parameter="norm.eps_place")
-    dtype: torch.dtype | None = precision(
-        torch.float32, None, torch.bfloat16, parameter="norm.dtype"
-    )
+    dtype: torch.dtype | None = precision(torch.float32, None, torch.bfloat16, parameter="norm.dtype")
     out: torch.dtype | None = precision(None, torch.float32, parameter="norm.dtype")
     division: str = order("rsqrt", "sqrt")
 

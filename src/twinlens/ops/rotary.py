@@ -37,15 +37,9 @@ class RotaryTable(Op):
     high_freq_factor: float = number(4.0, parameter=_P, tied=True)
     original_max_position: float = number(8192.0, parameter=_P, tied=True)
     attention_factor: float = number(1.0, parameter="rotary.attention_factor", tied=True)
-    dtype: torch.dtype | None = precision(
-        torch.float32, torch.bfloat16, torch.float64, parameter="rotary.dtype"
-    )
-    angle_dtype: torch.dtype | None = precision(
-        None, torch.bfloat16, parameter="rotary.dtype", tied=True
-    )
-    table_dtype: torch.dtype | None = precision(
-        None, torch.bfloat16, parameter="rotary.dtype", tied=True
-    )
+    dtype: torch.dtype | None = precision(torch.float32, torch.bfloat16, torch.float64, parameter="rotary.dtype")
+    angle_dtype: torch.dtype | None = precision(None, torch.bfloat16, parameter="rotary.dtype", tied=True)
+    table_dtype: torch.dtype | None = precision(None, torch.bfloat16, parameter="rotary.dtype", tied=True)
     product: str = order("outer", "matmul", "divide")
 
     def __call__(self, positions: Int[Tensor, "b p"]) -> Float[Tensor, "b p r"]:
@@ -60,11 +54,7 @@ class RotaryTable(Op):
         angles = torch.cat((angles, angles), dim=-1)
         table = (angles.cos() if self.wave == "cos" else angles.sin()) * self.attention_factor
         table = cast(table, self.table_dtype)
-        return (
-            table
-            if self.dtype == torch.float64 and self.table_dtype == torch.float64
-            else table.to(self.out)
-        )
+        return table if self.dtype == torch.float64 and self.table_dtype == torch.float64 else table.to(self.out)
 
     def frequencies(self, device: torch.device | None = None) -> Float[Tensor, " half"]:
         """Radians per position, [width / 2]."""
@@ -140,11 +130,7 @@ class Rotate(Op):
     def _spread(self, table: Tensor, width: int) -> Tensor:
         """The table, half as wide or as wide as the rotation, laid out as the pairs are."""
         half = table[..., : width // 2]
-        return (
-            half.repeat_interleave(2, dim=-1)
-            if self.layout == "interleaved"
-            else torch.cat((half, half), dim=-1)
-        )
+        return half.repeat_interleave(2, dim=-1) if self.layout == "interleaved" else torch.cat((half, half), dim=-1)
 
     def _rotated(self, x: Tensor) -> Tensor:
         if self.layout == "interleaved":

@@ -51,9 +51,7 @@ class Fitted:
 
     def variant(self) -> Variant:
         """The fields with their values."""
-        return Variant(
-            tuple(SetField(n.sites, n.name, v) for n, v in zip(self.numbers, self.values, strict=True))
-        )
+        return Variant(tuple(SetField(n.sites, n.name, v) for n, v in zip(self.numbers, self.values, strict=True)))
 
 
 def numbers(steps: Iterable[Step]) -> list[Number]:
@@ -63,8 +61,7 @@ def numbers(steps: Iterable[Step]) -> list[Number]:
         Number(tied, name, kind, value)
         for step in steps
         for name, kind, value in kinds(step.op)
-        if kind.name == "number"
-        and (tied := twins(steps, step.writes, name))[0] == step.writes
+        if kind.name == "number" and (tied := twins(steps, step.writes, name))[0] == step.writes
     ]
 
 
@@ -100,7 +97,9 @@ class Fit:
             direction = torch.zeros_like(at)
             direction[i] = 1.0
             out, slope = torch.func.jvp(f, (at,), (direction,))
-            found.append((by_rows(self.site, _finite(slope)[..., : self.goal.shape[-1]], self.mask) * self.weights).flatten())
+            found.append(
+                (by_rows(self.site, _finite(slope)[..., : self.goal.shape[-1]], self.mask) * self.weights).flatten()
+            )
         assert out is not None
         return self.residual(out), torch.stack(found, dim=1)
 
@@ -145,7 +144,6 @@ class Fit:
             values.append(value)
             errors.append(0.0 if value is None else abs(_slope(n.kind, u)) * e)
         return Fitted(tuple(chosen), tuple(values), tuple(errors), float(r.square().mean().sqrt()))
-
 
     def _covariance(self, r: Tensor, J: Tensor) -> Tensor:
         """Of the coordinates, robust against errors that a row or a column has in common (one rounded root, say)."""

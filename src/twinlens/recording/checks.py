@@ -57,9 +57,7 @@ def mask_of(given: Ids | None, tokens: Int[Tensor, "b p"]) -> Int[Tensor, "b p"]
     if given is None:
         return torch.ones_like(tokens)
     mask = _as_tensor("mask", given)
-    mask = _like(
-        tokens, "mask", _integers("mask", mask.long() if mask.dtype == torch.bool else mask)
-    )
+    mask = _like(tokens, "mask", _integers("mask", mask.long() if mask.dtype == torch.bool else mask))
     if not bool(((mask == 0) | (mask == 1)).all()):
         odd = mask[(mask != 0) & (mask != 1)]
         raise InputError(
@@ -99,8 +97,7 @@ def _integers(what: str, given: Ids) -> Tensor:
     tensor = _as_tensor(what, given)
     if tensor.numel() and tensor.dtype not in INTEGERS:
         raise InputError(
-            f"{what} are {dtype_name(tensor)} where integers were expected; "
-            f"pass the ids themselves, as int64."
+            f"{what} are {dtype_name(tensor)} where integers were expected; pass the ids themselves, as int64."
         )
     return tensor.detach().to(torch.int64)
 
@@ -155,14 +152,12 @@ def _check_storable(name: str, tensor: Tensor) -> None:
     # A border: callers in other people's programs are not type-checked.
     if not isinstance(tensor, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(
-            f"{name} is a {type(tensor).__name__} where a torch.Tensor was expected; "
-            "convert it with torch.as_tensor."
+            f"{name} is a {type(tensor).__name__} where a torch.Tensor was expected; convert it with torch.as_tensor."
         )
     if tensor.layout != torch.strided or tensor.is_meta or dtype_name(tensor) not in CODES:
         kind = "meta" if tensor.is_meta else f"{tensor.layout} {dtype_name(tensor)}"
         raise InputError(
-            f"{name} is a {kind} tensor where a dense one of {', '.join(CODES)} was expected; "
-            "convert it first."
+            f"{name} is a {kind} tensor where a dense one of {', '.join(CODES)} was expected; convert it first."
         )
 
 
@@ -190,6 +185,5 @@ def plain(what: str, value: dict[str, Any] | None) -> dict[str, Any] | None:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"{what} cannot be written as JSON ({error}); "
-            "use text, numbers, true, false, null, lists and dicts only."
+            f"{what} cannot be written as JSON ({error}); use text, numbers, true, false, null, lists and dicts only."
         ) from error

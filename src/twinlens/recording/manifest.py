@@ -113,8 +113,7 @@ def _json(folder: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, OSError) as error:
         raise RecordingError(
-            f"{folder / NAME} cannot be read as JSON ({error}); "
-            "copy the recording again, or record once more."
+            f"{folder / NAME} cannot be read as JSON ({error}); copy the recording again, or record once more."
         ) from error
     return said if isinstance(said, dict) else {}  # pyright: ignore[reportUnknownVariableType]
 

@@ -57,9 +57,7 @@ class Call:
         ids = checks.tokens_of(tokens)
         fitted = {s: checks.fitted(s, tensor, ids, later=later) for s, tensor in sites.items()}
         evidence = dict.fromkeys(fitted, "given") | dict(placed or {})
-        return cls(
-            ids, checks.positions_of(positions, ids), checks.mask_of(mask, ids), fitted, evidence
-        )
+        return cls(ids, checks.positions_of(positions, ids), checks.mask_of(mask, ids), fitted, evidence)
 
     def __repr__(self) -> str:
         return f"<Call of tokens {list(self.tokens.shape)}, {len(self.sites)} sites>"
@@ -188,10 +186,7 @@ class Recording:
         shards = Shards(folder, manifest.shards, verify=verify)
         strange = {s for call in manifest.calls for s in call.sites if not names.is_known(s)}
         return cls(
-            calls=[
-                _opened(call, shards, folder, later=number > 0)
-                for number, call in enumerate(manifest.calls)
-            ],
+            calls=[_opened(call, shards, folder, later=number > 0) for number, call in enumerate(manifest.calls)],
             about=manifest.about,
             config=manifest.config,
             checkpoint=manifest.checkpoint,
@@ -225,8 +220,7 @@ class Recording:
     def _first(self) -> Call:
         if not self.calls:
             raise RecordingError(
-                f"{self!r} has no call: it was interrupted before the first was written; "
-                "record once more."
+                f"{self!r} has no call: it was interrupted before the first was written; record once more."
             )
         return self.calls[0]
 
@@ -246,9 +240,7 @@ def _one_of(name: str, given: Ids | None, tensors: Mapping[str, Tensor]) -> Ids 
 def _check_same_tokens(tokens: Tensor, tensors: Mapping[str, Tensor]) -> None:
     among = tensors.get("tokens")
     if among is not None and not checks.tokens_of(among).equal(tokens):
-        raise InputError(
-            "the tensors hold other tokens than tokens=; pass those that were run, once."
-        )
+        raise InputError("the tensors hold other tokens than tokens=; pass those that were run, once.")
 
 
 def _opened(call: StoredCall, shards: Shards, folder: Path, *, later: bool) -> Call:

@@ -129,9 +129,7 @@ def _memory(tensor: Tensor) -> memoryview:
     Through ctypes, since numpy knows no bfloat16 and may not be installed.
     """
     if sys.byteorder != "little":
-        raise RecordingError(
-            "this machine is big-endian and safetensors are little-endian; record on another."
-        )
+        raise RecordingError("this machine is big-endian and safetensors are little-endian; record on another.")
     size = tensor.numel() * tensor.element_size()
     if not size:
         return memoryview(b"")
@@ -183,9 +181,7 @@ class Shards:
         if not path.is_file():
             raise self._damaged(name, "is missing")
         if path.stat().st_size != expected:
-            raise self._damaged(
-                name, f"has {path.stat().st_size} bytes where the manifest says {expected}"
-            )
+            raise self._damaged(name, f"has {path.stat().st_size} bytes where the manifest says {expected}")
 
     def _check_hash(self, name: str) -> None:
         digest, expected = hashlib.sha256(), self._seals[name].sha256

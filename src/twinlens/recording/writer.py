@@ -68,9 +68,7 @@ class Writer:
         self._weights: set[str] = set()
         self._any = False
 
-    def call(
-        self, tokens: Ids, positions: Ids | None = None, mask: Ids | None = None
-    ) -> Int[Tensor, "b p"]:
+    def call(self, tokens: Ids, positions: Ids | None = None, mask: Ids | None = None) -> Int[Tensor, "b p"]:
         """Begins a call; what is added from now on belongs to it. Returns its tokens as int64.
 
         Raises InputError for tokens, positions or a mask that cannot be.
@@ -171,9 +169,7 @@ class Writer:
 
     def _check_open(self) -> None:
         if self._folder.ended:
-            raise RecordingError(
-                f"the recording {self._folder.path} has ended; open another Writer to record more."
-            )
+            raise RecordingError(f"the recording {self._folder.path} has ended; open another Writer to record more.")
 
 
 def _own(tensor: Tensor) -> Tensor:

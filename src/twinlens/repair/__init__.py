@@ -43,8 +43,18 @@ def fix(report: Report, candidate: object = None, *, order: bool = False, progre
         mender = Mender(side.module, spec, report.judge.weights, report.tokens, report.mask, side.call)
         words = mender(these).words
     else:
-        raise ComparisonError(f"{side.name} is no live model; nothing of it can be mended. Print report.patch() instead.")
-    again = run((report.sides[0], side), report.declared, report.tokens, report.mask, progress, reference=report.judge.first, sites=report.level)
+        raise ComparisonError(
+            f"{side.name} is no live model; nothing of it can be mended. Print report.patch() instead."
+        )
+    again = run(
+        (report.sides[0], side),
+        report.declared,
+        report.tokens,
+        report.mask,
+        progress,
+        reference=report.judge.first,
+        sites=report.level,
+    )
     again.mended = side.words if isinstance(side, Elsewhere) else words
     return again
 
@@ -59,7 +69,9 @@ def patch(report: Report, *, order: bool = False) -> str:
     if isinstance(side, Live):
         from twinlens.repair.mend import Mender
 
-        mender = Mender(side.module, report.judge.reference_spec, report.judge.weights, report.tokens, report.mask, side.call)
+        mender = Mender(
+            side.module, report.judge.reference_spec, report.judge.weights, report.tokens, report.mask, side.call
+        )
         done = mender(these)
         for undo in reversed(done.undo):
             undo()

@@ -102,7 +102,10 @@ def tables(holder: Holder, now: Op, wanted: Op) -> Iterator[Handle]:
     """Buffers and tensors that hold what an operation has precomputed."""
     if not isinstance(holder.object, nn.Module):
         return
-    held = {**dict(holder.object.named_buffers(recurse=False)), **{k: v for k, v in vars(holder.object).items() if isinstance(v, Tensor)}}
+    held = {
+        **dict(holder.object.named_buffers(recurse=False)),
+        **{k: v for k, v in vars(holder.object).items() if isinstance(v, Tensor)},
+    }
     for name, tensor in held.items():
         if tensor.ndim not in (1, 2) or tensor.numel() == 0:
             continue

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from contextlib import suppress
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from twinlens import sites as names
-from twinlens.fields import kind_of, kinds
 from twinlens.capture import Placement, capture, graft, placed
+from twinlens.fields import kind_of, kinds
 from twinlens.ops import Op
 from twinlens.parity.changes import SetField, Variant
 from twinlens.parity.rounding import difference
@@ -134,6 +134,7 @@ class Mender:
                 yield from handles.numbers(holder, float(old), None if new is None else float(new))
             elif kind.name in ("integer", "number"):
                 yield from handles.switches(holder, i.name, new)
+
     def _layer_paths(self, site: str) -> list[str]:
         """Where the modules of a site's layer stand, by the parameters that were found in it."""
         layer = names.split(site)[0]
@@ -166,9 +167,7 @@ class Mender:
         self.done.words.append(handle.words)
         self.done.undo.append(handle.undo)
 
-    def _error(
-        self, site: str, others: Sequence[Instruction], found: Mapping[str, Tensor] | None = None
-    ) -> Error:
+    def _error(self, site: str, others: Sequence[Instruction], found: Mapping[str, Tensor] | None = None) -> Error:
         """How far a step's value is from the reference's step on the module's own tensors: entries that only one of
         them masks, and the distance relative to its size on the others.
 
@@ -229,6 +228,5 @@ class Mender:
 
 def shown(op: Op) -> str:
     """An operation with the fields that matter, for people."""
-
     said = [f"{n}={format_value(v)}" for n, k, v in kinds(op) if k.name != "size" and v is not None]
     return f"{type(op).__name__}({', '.join(said)})"

@@ -43,8 +43,7 @@ def data(report: Result) -> dict[str, Any]:
         "gauges": list(report.gauges),
         "flips": report.flips,
         "unexplained": [
-            {"site": u.site, "ratio": _ratio(u.ratio), "nearest": list(u.nearest)}
-            for u in report.unexplained
+            {"site": u.site, "ratio": _ratio(u.ratio), "nearest": list(u.nearest)} for u in report.unexplained
         ],
         "unmatched": list(report.unmatched),
         "assumed": list(report.assumed),

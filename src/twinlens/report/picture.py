@@ -73,9 +73,7 @@ def picture(findings: Sequence[Finding]) -> Iterator[Table]:
         return
     low, high = math.floor(math.log10(min(errors))), math.ceil(math.log10(max(errors)))
     low = min(low, high - 1)
-    rows = tuple(
-        (row, *(cell for d in of for cell in _cells(d, low, high))) for row, of in seen.items()
-    )
+    rows = tuple((row, *(cell for d in of for cell in _cells(d, low, high))) for row, of in seen.items())
     columns = ("layer", *(head for place in _PLACES for head in (place, "injected", "carried")))
     scale = f"log scale, 1e{low:+03d} to 1e{high:+03d} of the tensor's size"
     note = f"bar: total, of it █ injected here, ░ carried in; {scale}"

@@ -40,9 +40,7 @@ def page(report: Result) -> Page:
         *_reference(report),
         *_unexplained(report),
         *_orders("Orders: other bits, same meaning", report.orders, report),
-        *_orders(
-            "Orders of the reference against its declaration", report.reference_orders, report
-        ),
+        *_orders("Orders of the reference against its declaration", report.reference_orders, report),
         *_steps(report),
         *picture(report.findings),
     )
@@ -126,10 +124,7 @@ def _reference(report: Result) -> Iterator[Table]:
 
 def _of_causes(title: str, causes: Sequence[Cause], report: Result, change: str) -> Table:
     depth = words.depth(report)
-    rows = tuple(
-        (c.parameter, c.site, words.layers(c.layers, depth), words.change(c), c.status)
-        for c in causes
-    )
+    rows = tuple((c.parameter, c.site, words.layers(c.layers, depth), words.change(c), c.status) for c in causes)
     columns = ("parameter", "site", "layers", change, "status")
     return Table(title, columns, rows, notes=tuple(_evidence(c) for c in causes))
 
@@ -143,9 +138,7 @@ def _evidence(cause: Cause) -> str:
 def _orders(title: str, orders: Sequence[Order], report: Result) -> Iterator[Table]:
     if orders:
         depth = words.depth(report)
-        rows = tuple(
-            (o.parameter, o.site, words.layers(o.layers, depth), words.change(o)) for o in orders
-        )
+        rows = tuple((o.parameter, o.site, words.layers(o.layers, depth), words.change(o)) for o in orders)
         yield Table(title, ("parameter", "site", "layers", "reference → candidate"), rows)
 
 
@@ -169,10 +162,7 @@ def _steps(report: Result) -> Iterator[Table]:
             groups.setdefault((generic(finding.site), finding.status), []).append(finding)
     if groups:
         depth = words.depth(report)
-        rows = tuple(
-            (site, status, _layers(of, depth), _most(of), _ratio(of))
-            for (site, status), of in groups.items()
-        )
+        rows = tuple((site, status, _layers(of, depth), _most(of), _ratio(of)) for (site, status), of in groups.items())
         columns = ("step", "judged", "layers", "injected / size", "error / rounding")
         yield Table("Steps that compute other bits on the same inputs", columns, rows)
 

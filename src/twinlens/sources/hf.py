@@ -75,9 +75,7 @@ def _where(place: Path) -> dict[str, str]:
     return {"pretrained_model_name_or_path": str(place)}
 
 
-def _load(
-    place: Path, where: dict[str, str], attn: str, dtype: str, version: str
-) -> tuple[nn.Module, list[str]]:
+def _load(place: Path, where: dict[str, str], attn: str, dtype: str, version: str) -> tuple[nn.Module, list[str]]:
     from transformers import AutoModelForCausalLM
 
     settings: dict[str, Any] = {
@@ -100,8 +98,7 @@ def _load(
     except Exception as error:  # the border: transformers raises a dozen kinds, all meaning "no"
         kind = CheckpointError if "safetensor" in type(error).__name__.lower() else SourceError
         raise kind(
-            f"transformers {version} cannot load {place} with attn={attn}, dtype={dtype}: "
-            f"{first_sentence(error)}."
+            f"transformers {version} cannot load {place} with attn={attn}, dtype={dtype}: {first_sentence(error)}."
         ) from error
     module, info = loaded
     # transformers fills a missing weight with random numbers and goes on.

@@ -76,9 +76,7 @@ class SourceString:
 
     def absolute(self) -> "SourceString":
         """The same source with an absolute path, for a process that starts in another folder."""
-        return SourceString(
-            self.kind, str(Path(self.path).absolute()), self.options, self.requirements
-        )
+        return SourceString(self.kind, str(Path(self.path).absolute()), self.options, self.requirements)
 
 
 def parse(text: str) -> SourceString:
@@ -142,8 +140,7 @@ def _refuse_unknown_kind(kind: str, colon: str, rest: str) -> None:
     # One letter before a colon is a drive (C:\model), and a file may have a colon in its name.
     if colon and re.fullmatch(r"[A-Za-z]\w+", kind) and not Path(rest).exists():
         raise SourceError(
-            f"{kind!r} in {rest!r} is not a kind of source; the kinds are "
-            f"{', '.join(KINDS.values())}, and a bare PATH."
+            f"{kind!r} in {rest!r} is not a kind of source; the kinds are {', '.join(KINDS.values())}, and a bare PATH."
         )
 
 
@@ -155,8 +152,7 @@ def _kind_of_path(path: str) -> str:
         return "hf"
     what = "holds neither config.json nor a recording" if place.exists() else "does not exist"
     raise SourceError(
-        f"{path!r} {what}; give a model folder, a .gguf file, a recording, or one of "
-        f"{', '.join(KINDS.values())}."
+        f"{path!r} {what}; give a model folder, a .gguf file, a recording, or one of {', '.join(KINDS.values())}."
     )
 
 

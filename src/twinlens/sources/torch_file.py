@@ -56,9 +56,7 @@ def _make(file: Path, function: str) -> Callable[..., object]:
     module = _imported(file)
     if not callable(make := vars(module).get(function)):
         names = sorted(n for n, v in vars(module).items() if inspect.isfunction(v))
-        raise SourceError(
-            f"{file.name} has no function {function}; it has {', '.join(names) or 'none'}."
-        )
+        raise SourceError(f"{file.name} has no function {function}; it has {', '.join(names) or 'none'}.")
     return make
 
 
@@ -83,9 +81,7 @@ def _run(build_it: Callable[[], object], file: Path) -> object:
     except Exception as error:  # the border: whatever the user's own code raises
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if _same(f, file)]
         at = f", line {lines[-1]}" if lines else ""
-        raise SourceError(
-            f"{file.name}{at} failed with {type(error).__name__}: {first_sentence(error)}."
-        ) from error
+        raise SourceError(f"{file.name}{at} failed with {type(error).__name__}: {first_sentence(error)}.") from error
 
 
 def _same(frame: traceback.FrameSummary, file: Path) -> bool:

@@ -47,13 +47,10 @@ def build(path: str, *, model: str | None = None, dtype: str = "float32") -> Bui
         )
     entry = model or ("" if bridged else entry_for(live.config or {}))
     try:
-        module = (
-            bridge(path, live.module, dtype_of(dtype)) if bridged else _hooked(entry, live, dtype)
-        )
+        module = bridge(path, live.module, dtype_of(dtype)) if bridged else _hooked(entry, live, dtype)
     except Exception as error:  # the border: asserts, KeyErrors, shape errors of three generations
         raise SourceError(
-            f"TransformerLens {version} cannot build {path}"
-            f"{f' as {entry}' if entry else ''}: {first_sentence(error)}."
+            f"TransformerLens {version} cannot build {path}{f' as {entry}' if entry else ''}: {first_sentence(error)}."
         ) from error
     about = {
         **live.about,
@@ -71,9 +68,7 @@ def _hooked(entry: str, live: Built, dtype: str) -> nn.Module:
     config = hooked_config(name, live.module, dtype_of(dtype))
     model: Any = import_module("transformer_lens").HookedTransformer(config, move_to_device=False)
     # With a live model at hand this only calls the converter for `config.original_architecture`.
-    state = loading().get_pretrained_state_dict(
-        name, config, hf_model=live.module, dtype=config.dtype
-    )
+    state = loading().get_pretrained_state_dict(name, config, hf_model=live.module, dtype=config.dtype)
     model.load_and_process_state_dict(
         state,
         fold_ln=False,

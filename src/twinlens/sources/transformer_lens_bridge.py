@@ -29,9 +29,7 @@ def bridge(path: str, live: nn.Module, dtype: torch.dtype) -> nn.Module:
         eos_token="<unk>",
     )
     theirs: Any = import_module("transformer_lens.model_bridge")
-    return theirs.TransformerBridge.boot_transformers(
-        path, hf_model=live, tokenizer=nothing, device="cpu", dtype=dtype
-    )
+    return theirs.TransformerBridge.boot_transformers(path, hf_model=live, tokenizer=nothing, device="cpu", dtype=dtype)
 
 
 def bridge_call(module: nn.Module) -> Call:
