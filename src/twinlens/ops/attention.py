@@ -57,9 +57,7 @@ class Scores(Op):
         s = soft_cap(s, self.softcap)
         return s.masked_fill(~self.allowed(mask, slots), torch.finfo(s.dtype).min)
 
-    def allowed(
-        self, mask: Int[Tensor, "b s"], slots: Int[Tensor, " p"]
-    ) -> Bool[Tensor, "b 1 p s"]:
+    def allowed(self, mask: Int[Tensor, "b s"], slots: Int[Tensor, " p"]) -> Bool[Tensor, "b 1 p s"]:
         """Where a query may look."""
         keys = torch.arange(mask.shape[1], device=mask.device)
         behind = slots[:, None] - keys[None, :]
@@ -67,11 +65,7 @@ class Scores(Op):
         if self.window is not None:
             see = see & (behind < self.window)
         see = see[None, None]
-        return (
-            see & mask.bool()[:, None, None, :]
-            if self.padding == "masked"
-            else see.expand(len(mask), -1, -1, -1)
-        )
+        return see & mask.bool()[:, None, None, :] if self.padding == "masked" else see.expand(len(mask), -1, -1, -1)
 
     def precomputed(self, length: int) -> tuple[Tensor, ...]:
         """The mask of a prompt without padding."""
@@ -79,9 +73,7 @@ class Scores(Op):
 
     def magnitude(self, q: Tensor, k: Tensor, mask: Tensor, slots: Tensor) -> Tensor:
         k = for_each_query_head(k, q.shape[2], self.kv_map)
-        size = torch.matmul(q.abs().transpose(1, 2), k.abs().permute(0, 2, 3, 1)) / abs(
-            float(self.scale)
-        )
+        size = torch.matmul(q.abs().transpose(1, 2), k.abs().permute(0, 2, 3, 1)) / abs(float(self.scale))
         return size.masked_fill(~self.allowed(mask, slots), 0.0)
 
 
@@ -92,17 +84,16 @@ class Softmax(Op):
     Computed in `dtype` (None: as the scores come in), stored as they come in.
     """
 
-    dtype: torch.dtype | None = precision(
-        torch.float32, None, torch.bfloat16, parameter="attn.softmax_dtype"
-    )
+    dtype: torch.dtype | None = precision(torch.float32, None, torch.bfloat16, parameter="attn.softmax_dtype")
 
     def __call__(self, s: Float[Tensor, "b h p s"]) -> Float[Tensor, "b h p s"]:
         return F.softmax(s, dim=-1, dtype=self.dtype).to(s.dtype)
 
     def magnitude(self, s: Tensor) -> Tensor:
+        # exp of a score that is off by u |s| is off by u |s| of itself, in the term and in the sum
         seen = s > torch.finfo(torch.float32).min / 2
-        spread = (s - s.amax(-1, keepdim=True)).abs().masked_fill(~seen, 0.0)
-        return self(s) * (2.0 + spread)
+        largest = s.abs().masked_fill(~seen, 0.0).amax(-1, keepdim=True)
+        return self(s) * (2.0 + s.abs().masked_fill(~seen, 0.0) + largest)
 
 
 @dataclass(frozen=True)
@@ -119,9 +110,7 @@ class Mix(Op):
     product: str = order("matmul", "einsum", "split", "float64")
     kernel: str = order("plain", "sdpa")
 
-    def __call__(
-        self, pattern: Float[Tensor, "b h p s"], v: Float[Tensor, "b s k e"]
-    ) -> Float[Tensor, "b p h e"]:
+    def __call__(self, pattern: Float[Tensor, "b h p s"], v: Float[Tensor, "b s k e"]) -> Float[Tensor, "b p h e"]:
         v = for_each_query_head(v, pattern.shape[1], self.kv_map)
         z = _PRODUCTS[self.product](pattern, v.transpose(1, 2).transpose(2, 3))
         return z.transpose(1, 2)
@@ -136,30 +125,17 @@ class Mix(Op):
         """torch's sdpa has no soft cap."""
         return isinstance(ops[0], Scores) and ops[0].softcap is None
 
-    def _sdpa(
-        self, ops: tuple[Op, ...], q: Tensor, k: Tensor, mask: Tensor, slots: Tensor, v: Tensor
-    ) -> Tensor:
+    def _sdpa(self, ops: tuple[Op, ...], q: Tensor, k: Tensor, mask: Tensor, slots: Tensor, v: Tensor) -> Tensor:
         scores = ops[0]
         assert isinstance(scores, Scores)
         k, v = (for_each_query_head(t, q.shape[2], self.kv_map) for t in (k, v))
-        plain = (
-            scores.causal == "causal"
-            and scores.window is None
-            and q.shape[1] == k.shape[1]
-            and bool(mask.all())
-        )
-        how: dict[str, Any] = (
-            {"is_causal": True} if plain else {"attn_mask": scores.allowed(mask, slots)}
-        )
+        plain = scores.causal == "causal" and scores.window is None and q.shape[1] == k.shape[1] and bool(mask.all())
+        how: dict[str, Any] = {"is_causal": True} if plain else {"attn_mask": scores.allowed(mask, slots)}
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        return F.scaled_dot_product_attention(
-            q, k, v, scale=1.0 / float(scores.scale), **how
-        ).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0 / float(scores.scale), **how).transpose(1, 2)
 
 
-def for_each_query_head(
-    x: Float[Tensor, "b s k e"], heads: int, kv_map: str
-) -> Float[Tensor, "b s h e"]:
+def for_each_query_head(x: Float[Tensor, "b s k e"], heads: int, kv_map: str) -> Float[Tensor, "b s h e"]:
     """Keys or values for every query head: each repeated, all of them tiled, or the first only."""
     groups = heads // x.shape[2]
     if groups == 1 and kv_map != "first":

@@ -65,6 +65,7 @@ class Part(Op):
         "vkq",
         "interleaved",
         parameter="qkv.order",
+        tied=True,
         enters="attn.hook_q",
     )
 
@@ -81,9 +82,7 @@ class Unembed(Op):
 
     softcap: float | None = number(None, parameter="unembed.softcap", off=True, power=-2.0)
     factor: float = number(1.0, parameter="unembed.scale")
-    dtype: torch.dtype | None = precision(
-        None, torch.bfloat16, torch.float32, parameter="unembed.dtype"
-    )
+    dtype: torch.dtype | None = precision(None, torch.bfloat16, torch.float32, parameter="unembed.dtype")
     product: str = order("linear", "matmul", "split", "float64")
     scaling: str = order("divide", "multiply")
 
@@ -111,9 +110,7 @@ def soft_cap(x: Tensor, cap: float | None, scaling: str = "divide") -> Tensor:
     return torch.tanh(x / cap if scaling == "divide" else x * (1.0 / cap)) * cap
 
 
-def multiply(
-    x: Tensor, W: Tensor, b: Tensor | None, how: str, heads: int, from_heads: bool
-) -> Tensor:
+def multiply(x: Tensor, W: Tensor, b: Tensor | None, how: str, heads: int, from_heads: bool) -> Tensor:
     """x Wᵀ + b in one of several evaluation orders."""
     if how == "linear":
         return F.linear(x, W, b)

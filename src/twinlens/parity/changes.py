@@ -109,7 +109,25 @@ class Feed:
         return f"{self.name}.offset"
 
 
-Change = SetField | Leave | Use | Feed
+@dataclass(frozen=True)
+class Rewire:
+    """The step reads another place of the residual stream."""
+
+    site: str
+    read: str
+    value: str
+    """In words, what that makes of the block."""
+
+    def apply(self, step: Step) -> Step:
+        """The step with the change made."""
+        return dataclasses.replace(step, reads=(self.read, *step.reads[1:]))
+
+    def parameter(self, spec: Spec) -> str:
+        """The vocabulary's word for it."""
+        return "block.parallel"
+
+
+Change = SetField | Leave | Use | Feed | Rewire
 
 
 @dataclass(frozen=True)
@@ -166,7 +184,7 @@ class Variant:
 
     def in_layer(self, layer: int) -> Variant:
         """The field changes of one layer carried to another one, which may well have the same."""
-        return Variant(tuple(_moved(c, layer) for c in self.changes if isinstance(c, SetField | Leave)))
+        return Variant(tuple(_moved(c, layer) for c in self.changes if isinstance(c, SetField | Leave | Rewire)))
 
 
 def _same_field(change: Change, steps: tuple[Step, ...]) -> SetField | None:
@@ -182,12 +200,14 @@ def _same_field(change: Change, steps: tuple[Step, ...]) -> SetField | None:
     return SetField(here, change.name, change.value) if here else None
 
 
-def _moved(change: SetField | Leave, layer: int) -> Change:
+def _moved(change: SetField | Leave | Rewire, layer: int) -> Change:
     def there(site: str) -> str:
         return site if sites.split(site)[0] is None else sites.block(layer, sites.split(site)[1])
 
     if isinstance(change, Leave):
         return Leave(tuple(there(s) for s in change.sites))
+    if isinstance(change, Rewire):
+        return Rewire(there(change.site), there(change.read), change.value)
     return SetField(tuple(there(s) for s in change.sites), change.name, change.value)
 
 
@@ -206,8 +226,7 @@ def twins(steps: Iterable[Step], site: str, name: str) -> tuple[str, ...]:
     return tuple(
         s.writes
         for s in steps
-        if sites.split(s.writes)[0] == layer
-        and any(f == name and k.tied for f, k, _ in kinds(s.op))
+        if sites.split(s.writes)[0] == layer and any(f == name and k.tied for f, k, _ in kinds(s.op))
     )
 
 

@@ -25,23 +25,29 @@ def closed_form(value: float, interval: tuple[float, float]) -> tuple[float, str
 def _forms(value: float) -> Iterator[tuple[float, str, float]]:
     """Candidates near a value: number, name, distance to the next one of its kind."""
     size = abs(value)
-    if size == 0.0 or not math.isfinite(value):
-        yield 0.0, "0", 1.0
+    if size == 0.0 or not 1e-30 < size < 1e15:
+        if size == 0.0:
+            yield 0.0, "0", 1.0
         return
     sign = "-" if value < 0 else ""
     power = round(math.log10(size))
-    yield math.copysign(float(f"1e{power}"), value), f"{sign}1e{power}" if abs(power) > 3 else f"{10.0**power:g}", 5 * 10.0**power
-    yield float(round(value)), str(round(value)), 1.0
+    yield (
+        math.copysign(float(f"1e{power}"), value),
+        f"{sign}1e{power}" if abs(power) > 3 else f"{10.0**power:g}",
+        5 * 10.0**power,
+    )
+    if size < 1e15:
+        yield float(round(value)), str(round(value)), 1.0
     exponent = math.floor(math.log10(size))
     for digits in (1, 2, 3):
         step = 10.0 ** (exponent - digits + 1)
         nearest = float(f"{value:.{digits - 1}e}")
         yield nearest, f"{nearest:g}", step
-    square = round(size * size)
+    square = round(size * size) if size < 1e4 else 0
     if 2 <= square <= 1_000_000:
         root = math.sqrt(square)
         yield math.copysign(root, value), f"{sign}sqrt({square})", 0.5 / root
-    inverse = round(1.0 / (size * size)) if size < 1 else 0
+    inverse = round(1.0 / (size * size)) if 1e-4 < size < 1 else 0
     if 2 <= inverse <= 1_000_000:
         root = 1.0 / math.sqrt(inverse)
         yield math.copysign(root, value), f"{sign}1/sqrt({inverse})", 0.5 * root / inverse

@@ -33,7 +33,10 @@ class Examiner:
     def __call__(self, m: Merged) -> Examination:
         """The ladder for one step."""
         self.native = m.native()
-        if equal(m.target, self.native.to(m.value.dtype), m.value, m.sites["mask"]) and self.native.dtype == m.value.dtype:
+        if (
+            equal(m.target, self.native.to(m.value.dtype), m.value, m.sites["mask"])
+            and self.native.dtype == m.value.dtype
+        ):
             return Examination(m.target, "innocent", exact=True, exact_without_orders=True)
         before = m.meter.spent
         try:
@@ -49,9 +52,7 @@ class Examiner:
         if sharper is not None:
             self._remember(self._changes, m, sharper)
             proof = {"proof": "no declared precision gives these bits, this one gives every bit"}
-            return Examination(
-                m.target, "explained", sharper, evidence=proof, exact=True, exact_without_orders=True
-            )
+            return Examination(m.target, "explained", sharper, evidence=proof, exact=True, exact_without_orders=True)
         search = Search(m, self.spec, self.own, self.known)
         ratio = search.base.ratio
         weights_differ = any(w.name in self.own for s in m.steps for _, w in s.weights)
@@ -74,7 +75,10 @@ class Examiner:
             orders=order or Variant(),
             ratio=search.base.ratio,
             intervals=dict(found.intervals),
-            evidence={**self._evidence(search, found, bits or order is not None), **{("name", k): v for k, v in found.names.items()}},
+            evidence={
+                **self._evidence(search, found, bits or order is not None),
+                **{("name", k): v for k, v in found.names.items()},
+            },
             exact=bits or order is not None,
             exact_without_orders=bits,
         )
@@ -82,7 +86,9 @@ class Examiner:
     def _unsolved(self, m: Merged, search: Search, found: Found | None) -> Examination:
         if search.base.ratio.is_rounding:
             return Examination(m.target, "rounding", ratio=search.base.ratio)
-        share = 0.0 if found is None or found.score.support else 1.0 - found.score.rms / search.base.rms
+        share = 0.0
+        if found is not None and found.score.support == 0 and search.base.rms > 0:
+            share = 1.0 - found.score.rms / search.base.rms
         nearest = tuple(hypotheses.show(c, self.spec) for c in found.variant.changes) if found else ()
         if found is None or share < _PARTIAL or not self._credible(found):
             return Examination(m.target, "different", ratio=search.base.ratio, share=0.0, nearest=nearest)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from twinlens import sites
 from twinlens.fields import kind_of
-from twinlens.parity.changes import Change, Feed, Leave, SetField, Use, concerns, slot, twins
+from twinlens.parity.changes import Change, Feed, Leave, Rewire, SetField, Use, slot, twins
 from twinlens.parity.result import Cause, Examination, Order
 from twinlens.spec import Spec
 
@@ -43,7 +43,9 @@ def group_orders(spec: Spec, examined: Mapping[str, Examination]) -> list[Order]
             if key in groups:
                 before = groups[key]
                 order = dataclasses.replace(
-                    before, layers=sorted({*before.layers, *order.layers}), changes=(*before.changes, change),
+                    before,
+                    layers=sorted({*before.layers, *order.layers}),
+                    changes=(*before.changes, change),
                     seen=before.seen | order.seen,
                 )
             groups[key] = order
@@ -87,6 +89,8 @@ def values(spec: Spec, change: Change) -> tuple[Any, Any]:
         return (change.name if has_it else None), (change.other or change.name if change.tensor is not None else None)
     if isinstance(change, Leave):
         return "present", None
+    if isinstance(change, Rewire):
+        return "sequential", change.value
     return 0 if isinstance(change.value, int) else "as given", change.value
 
 
@@ -101,6 +105,8 @@ def _enters(spec: Spec, change: Change) -> str:
     """The site where the vocabulary says that the parameter enters."""
     if isinstance(change, Feed):
         return change.name
+    if isinstance(change, Rewire):
+        return sites.block(sites.split(change.site)[0] or 0, "hook_resid_mid")
     if isinstance(change, SetField):
         enters = kind_of(spec.at[change.site].op, change.name).enters
         layer = sites.split(change.site)[0]

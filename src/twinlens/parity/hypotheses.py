@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from twinlens.fields import Kind, kinds
-from twinlens.parity.changes import Change, Feed, Leave, SetField, twins
+from twinlens.parity.changes import Change, Feed, Leave, Rewire, SetField, twins
 from twinlens.parity.merged import Merged
 from twinlens.parity.rounding import masked
-from twinlens.sites import axes, generic
+from twinlens.sites import axes, block, generic, split
 from twinlens.spec import Spec, Step
 
 
@@ -38,6 +38,7 @@ def discrete(merged: Merged, spec: Spec, native: torch.Tensor) -> Iterator[Chang
     for step in merged.steps:
         if step.op.removable:
             yield Leave((*_belonging(step, merged), step.writes))
+    yield from streams(merged)
     for step in merged.steps:
         for name, kind, now in kinds(step.op):
             if kind.name == "dtype":
@@ -48,6 +49,16 @@ def _others(merged: Merged, step: Step, name: str, kind: Kind, now: Any) -> Iter
     tied = twins(merged.steps, step.writes, name)
     if tied[0] == step.writes:
         yield from (SetField(tied, name, v) for v in kind.alternatives if v != now)
+
+
+def streams(merged: Merged) -> Iterator[Rewire]:
+    """Attention and MLP in parallel: a step that reads the stream after attention reads it before."""
+    for step in merged.steps:
+        layer, name = split(step.reads[0])
+        if layer is not None and name == "hook_resid_mid" and len(step.reads) == 1:
+            before = block(layer, "hook_resid_pre")
+            if before in merged.sites:
+                yield Rewire(step.writes, before, "parallel")
 
 
 def _belonging(step: Step, merged: Merged) -> tuple[str, ...]:

@@ -97,7 +97,7 @@ class Scale:
         plain = merged.plain(variant) if len(merged.steps) > 1 else {site: native}
         oracle = merged.prepared(variant, rows)
         self.exact = oracle(variant)
-        u = max(torch.finfo(t.dtype).eps for t in (native, merged.value)) / 2
+        u = max(torch.finfo(t).eps for t in (native.dtype, merged.value.dtype, torch.float32)) / 2
         wide = (u * oracle.magnitude()).square()
         if len(merged.steps) > 1:
             dtypes = {k: _coarser(v.dtype, merged.value.dtype) for k, v in plain.items()}
@@ -131,7 +131,11 @@ def _worst(e: Tensor, scale: Tensor) -> float:
 
 
 def _coarser(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    return max((t for t in (a, b) if t.is_floating_point), key=lambda t: torch.finfo(t).eps, default=torch.float32)
+    return max(
+        (t for t in (a, b, torch.float32) if t.is_floating_point),
+        key=lambda t: torch.finfo(t).eps,
+        default=torch.float32,
+    )
 
 
 __all__ = ["TIGHT", "WIDE", "Oracle", "Ratio", "Scale", "by_rows", "difference", "equal", "masked", "same_width"]

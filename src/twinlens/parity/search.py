@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from twinlens.fields import kind_of
-from twinlens.parity import hypotheses, weighing
+from twinlens.parity import hypotheses, orders, weighing
 from twinlens.parity.changes import Change, Leave, SetField, Variant, concerns, slot
 from twinlens.parity.closed_form import closed_form
 from twinlens.parity.fit import Fit, Fitted, Number, interval, numbers
@@ -95,11 +95,16 @@ class Search:
 
     def is_explained(self, score: Score) -> bool:
         """Rounding, and much nearer than before where rounding's scale is loose."""
-        return score.support == 0 and score.ratio.is_rounding and (score.ratio.is_close or score.rms < 0.03 * self.base.rms)
+        return (
+            score.support == 0
+            and score.ratio.is_rounding
+            and (score.ratio.is_close or score.rms < 0.03 * self.base.rms)
+        )
 
     def judged(self, variant: Variant) -> Score:
         """A finalist against the scales of the changed step itself, but not of its coarser precision: a step that is
-        computed coarsely reproduces the candidate to the last bits, or it is not the one."""
+        computed coarsely reproduces the candidate to the last bits, or it is not the one.
+        """
         if variant not in self._scales:
             fine = Variant(tuple(c for c in variant.changes if not self._is_precision(c)))
             try:
@@ -116,7 +121,7 @@ class Search:
     def run(self, proposals: Iterable[Variant], *, thorough: bool) -> Found | None:
         """The changes that explain the step, or the best that were found; None where nothing helps."""
         start, like = Found(Variant(), self.base), list[Found]()
-        for proposal in proposals:
+        for proposal in (self._effective(p) for p in proposals):
             found = Found(proposal, self.judged(proposal))
             if self.is_explained(found.score):
                 return found
@@ -127,14 +132,33 @@ class Search:
         if not thorough:
             return self._sharp(self._numbers(start))
         singles = self._singles([start, *like[:1]])
-        for single in singles[:_BEST]:
-            judged = self.judged(single.variant)
-            if self.is_explained(judged):
-                return self._pruned(replace(single, score=judged))
+        good = [s for s in (replace(s, score=self.judged(s.variant)) for s in singles[:_BEST]) if self._settled(s)]
+        exact = next((s for s in good if orders.matches(self.merged, s.variant)), None)
+        if exact is not None:
+            return self._pruned(exact)
         found = self._numbers(start)
         if found is not None and self._settled(found):
-            return found if self._is_plain(found) else self._simplest(found, singles)
+            simplest = found if self._is_plain(found) else self._simplest(found, singles)
+            return min([*good, simplest], key=self._plainness)
+        if good:
+            return self._pruned(good[0])
         return self._deepen([start, *like] + ([found] if found else []), singles)
+
+    def _effective(self, variant: Variant) -> Variant:
+        """Without what changes nothing here."""
+        return Variant(
+            tuple(
+                c
+                for c in variant.changes
+                if not isinstance(c, SetField) or getattr(self.spec.at[c.site].op, c.name) != c.value
+            )
+        )
+
+    def _plainness(self, found: Found) -> tuple[bool, int, bool, float]:
+        """Bits first, then few changes, then numbers with a name, then what is left."""
+        exact = orders.matches(self.merged, found.variant)
+        nameless = any(slot(c) not in found.names for c in found.variant.changes if slot(c) in found.intervals)
+        return not exact, len(found.variant.changes), nameless, found.score.rms
 
     def _is_plain(self, found: Found) -> bool:
         """One number, or several that all have a name: a choice would say it no more simply."""
@@ -194,7 +218,12 @@ class Search:
             for change in self._changes():
                 if clash(change, state.variant):
                     continue
-                trial = Found(state.variant + (change,), self.score(state.variant + (change,), self.scale), dict(state.intervals), dict(state.names))
+                trial = Found(
+                    state.variant + (change,),
+                    self.score(state.variant + (change,), self.scale),
+                    dict(state.intervals),
+                    dict(state.names),
+                )
                 found.append(trial)
                 if trial.score.support == 0 and trial.score.ratio.is_close:
                     return [trial, *found]
@@ -250,7 +279,11 @@ class Search:
             columns = J[:, [*range(len(chosen)), len(chosen) + i]]
             if not bool(columns[:, -1].any()):
                 continue
-            left = r - columns @ torch.linalg.pinv(columns) @ r if columns.numel() < 4e6 else r - columns @ _lstsq(columns, r)
+            left = (
+                r - columns @ torch.linalg.pinv(columns) @ r
+                if columns.numel() < 4e6
+                else r - columns @ _lstsq(columns, r)
+            )
             promise.append((float(left.norm()), n))
         tried: list[tuple[Fitted, Found]] = []
         done = float("inf")
@@ -289,7 +322,10 @@ class Search:
             scale = Scale(self.merged, fit.base, few, native)
             small = Fit(self.merged.prepared(fit.base, few), fit.base, scale.weights())
             fitted = small.run(chosen, at)
-            at = [n.start if v is None else Number(n.sites, n.name, n.kind, v).start for n, v in zip(fitted.numbers, fitted.values, strict=True)]
+            at = [
+                n.start if v is None else Number(n.sites, n.name, n.kind, v).start
+                for n, v in zip(fitted.numbers, fitted.values, strict=True)
+            ]
         return at
 
     def _found(self, fitted: Fitted, start: Found) -> Found | None:
@@ -303,7 +339,7 @@ class Search:
                 low, high = interval(value, error, u)
                 if not all(map(math.isfinite, (value, low, high))):
                     return None
-                if n.value is not None and abs(value - n.value) <= 2 * (high - low) / 2:
+                if n.value is not None and low <= n.value <= high:
                     continue
                 change, name = self._named(start.variant, change, value, (low, high))
                 if name:
@@ -347,9 +383,15 @@ class Search:
 
     def _numbers_of(self, found: Found) -> list[Found]:
         """The numbers alone of what another layer has: its choices may be other ones."""
-        kinds = [(c, kind_of(self.spec.at[c.site].op, c.name)) for c in found.variant.changes if isinstance(c, SetField)]
+        kinds = [
+            (c, kind_of(self.spec.at[c.site].op, c.name)) for c in found.variant.changes if isinstance(c, SetField)
+        ]
         kept = Variant(tuple(c for c, kind in kinds if kind.name == "number"))
-        return [Found(kept, self.score(kept, self.scale))] if kept and len(kept.changes) < len(found.variant.changes) else []
+        return (
+            [Found(kept, self.score(kept, self.scale))]
+            if kept and len(kept.changes) < len(found.variant.changes)
+            else []
+        )
 
     def _pruned(self, found: Found) -> Found:
         """None of the changes can be left out."""

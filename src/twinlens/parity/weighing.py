@@ -8,16 +8,22 @@ import torch
 from torch import Tensor
 
 from twinlens import sites
+from twinlens.ops import Project, Unembed
 from twinlens.parity.changes import Use
 from twinlens.parity.merged import Merged
-from twinlens.ops import Project, Unembed
 from twinlens.spec import Spec, Step, Weights
 
 
 def seen(merged: Merged, spec: Spec, own: dict[str, Tensor]) -> list[Use]:
     """The weights of a merged step of which the candidate's own tensor is known to differ."""
     return [
-        Use(step.writes, argument, own[weight.name], weight.name, *describe(spec, weight.name, own[weight.name], merged.weights))
+        Use(
+            step.writes,
+            argument,
+            own[weight.name],
+            weight.name,
+            *describe(spec, weight.name, own[weight.name], merged.weights),
+        )
         for step in merged.steps
         for argument, weight in step.weights
         if weight.name in own
@@ -30,10 +36,21 @@ def describe(spec: Spec, name: str, ours: Tensor, weights: Weights) -> tuple[str
     if ours.shape != reference.shape:
         return f"shape {tuple(ours.shape)} for {tuple(reference.shape)}", ""
     for other in same_kind(spec, name):
-        if other != name and weights(other).shape == ours.shape and torch.equal(weights(other), ours.to(reference.dtype)):
+        if (
+            other != name
+            and weights(other).shape == ours.shape
+            and torch.equal(weights(other), ours.to(reference.dtype))
+        ):
             return f"holds {other}", other
     if ours.ndim == 2 and ours.shape[0] == ours.shape[1] and torch.equal(reference.T, ours):
         return "transposed", name
+    for other in spec.weight_names:
+        if (
+            other != name
+            and weights(other).shape == ours.shape
+            and torch.equal(weights(other), ours.to(reference.dtype))
+        ):
+            return f"holds {other}", other
     return _pattern(reference, ours), name
 
 
@@ -101,10 +118,40 @@ def unseen(merged: Merged, spec: Spec, own: dict[str, Tensor], known: frozenset[
                     yield Use(step.writes, argument, merged.weights(other), weight.name, f"holds {other}", other)
 
 
+def whole(merged: Merged, step: Step, mask: Tensor) -> Iterator[Use]:
+    """The weight that maps what the step read to what it gave, where more rows were seen than it has columns."""
+    arguments = dict(step.weights)
+    weight = merged.weights(arguments["W"].name)
+    x = merged.sites[step.reads[0]].flatten(2)[mask.bool()].double()
+    y = merged.value.flatten(2)[mask.bool()].double()
+    if len(x) < 1.2 * x.shape[1] or x.shape[1] > 1024 or not isinstance(step.op, Project):
+        return
+    b = merged.weights(arguments["b"].name).double() if "b" in arguments else 0.0
+    solution = torch.linalg.lstsq(x, y - b).solution
+    if float((x @ solution + b - y).norm()) > 1e-4 * float(y.norm()):
+        return
+    view = arguments["W"].view(weight).clone()
+    rows = (solution.T - view.double()).norm(dim=1) > 1e-3 * view.double().norm(dim=1)
+    view[rows] = _snapped(solution.T[rows], weight.double().flatten()).to(view.dtype)
+    stored = view.T if arguments["W"].transposed else view
+    yield Use(step.writes, "W", stored, arguments["W"].name, _pattern(weight, stored), arguments["W"].name)
+
+
+def _snapped(found: Tensor, known: Tensor) -> Tensor:
+    """Entries that were moved from elsewhere in the weight, to the bit."""
+    ordered = known.sort().values
+    at = torch.searchsorted(ordered, found).clamp(1, len(ordered) - 1)
+    low, high = ordered[at - 1], ordered[at]
+    near = torch.where((found - low).abs() < (high - found).abs(), low, high)
+    return torch.where((near - found).abs() <= 1e-5 * found.abs().clamp_min(1e-8), near, found)
+
+
 def solved(merged: Merged, step: Step, native: Tensor, mask: Tensor) -> Iterator[Use]:
     """Rows of the last product's weight that are scaled, and a bias that is added, read off the error itself."""
     if not isinstance(step.op, Project | Unembed):
         return
+    if len(merged.steps) == 1:
+        yield from whole(merged, step, mask)
     y, n = merged.value.flatten(2)[mask.bool()].double(), native.flatten(2)[mask.bool()].double()
     error = y - n
     name = dict(step.weights)["W"].name

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from twinlens.parity.changes import Feed, Leave, SetField, Use
+from twinlens.parity.changes import Feed, Leave, Rewire, SetField, Use
 from twinlens.parity.result import Cause, Order
 
 
@@ -36,16 +36,29 @@ def instructions(causes: Iterable[Cause], orders: Iterable[Order]) -> list[Instr
         for change in cause.changes:
             seen = cause.seen[change.site] if change.site in cause.seen else cause.seen_at
             if isinstance(change, SetField):
-                made.append(Instruction("field", cause.parameter, change.sites, seen, change.name, written(change.value)))
-            elif isinstance(change, Use) and change.argument == "W" or isinstance(change, Use) and change.tensor is not None:
+                made.append(
+                    Instruction("field", cause.parameter, change.sites, seen, change.name, written(change.value))
+                )
+            elif (isinstance(change, Use) and change.argument == "W") or (
+                isinstance(change, Use) and change.tensor is not None
+            ):
                 made.append(Instruction("weight", cause.parameter, (change.site,), seen, change.name))
             else:
-                assert isinstance(change, Leave | Feed | Use)
+                assert isinstance(change, Leave | Feed | Use | Rewire)
                 made.append(Instruction("other", cause.parameter, (change.site,), seen))
     for order in orders:
         for change in order.changes:
             assert isinstance(change, SetField)
-            made.append(Instruction("field", "order", change.sites, order.seen.get(change.site, change.site), change.name, written(change.value)))
+            made.append(
+                Instruction(
+                    "field",
+                    "order",
+                    change.sites,
+                    order.seen.get(change.site, change.site),
+                    change.name,
+                    written(change.value),
+                )
+            )
     return made
 
 
