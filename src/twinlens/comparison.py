@@ -172,6 +172,6 @@ def inputs_of(
 
 def random_tokens(spec: Spec) -> Tensor:
     """Seeded random ids [1 p], longer than any window (up to 512 positions)."""
-    windows = [v for s in spec.steps for n, k, v in kinds(s.op) if k.name == "integer" and k.off and v]
+    windows = [v for s in spec.steps for _, k, v in kinds(s.op) if k.name == "integer" and k.off and v]
     length = min(max([LENGTH, *(2 * w for w in windows)]), LONGEST, spec.shape.positions or LONGEST)
     return torch.randint(spec.shape.vocabulary, (1, length), generator=torch.Generator().manual_seed(0))

@@ -424,7 +424,6 @@ def planted() -> list[Planted]:
             found.append(Planted(f"{f} {name}", f, plant, tell))
         plant, tell = exchange(1, 2)
         found.append(Planted(f"{f} layers 1 and 2 exchanged", f, plant, tell))
-        one, two = edit(q("mlp.gate_proj"), lambda w: w), edit(q("mlp.up_proj"), lambda w: w)
         found.append(Planted(f"{f} gate and up exchanged in weights", f, _swap_gate, _tell_swap))
     square = edit(q("self_attn.q_proj"), lambda w: w.T.contiguous())
     found += [

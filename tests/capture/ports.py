@@ -15,7 +15,7 @@ Truth = dict[str, Tensor]
 
 
 class FusedLlama(nn.Module):
-    """Query, key and value interleaved by group in one product; gate and up in one; rows flattened; keys heads first."""
+    """Query, key and value interleaved by group in one product, gate and up in another; rows flattened."""
 
     def __init__(
         self,
@@ -65,7 +65,10 @@ class FusedLlama(nn.Module):
         see = torch.ones(p, p, dtype=torch.bool).tril()
         for i in range(layers):
             at = f"blocks.{i}"
-            param = lambda n, i=i: self.get_parameter(f"{n}{i}")
+
+            def param(n: str, i: int = i) -> Tensor:
+                return self.get_parameter(f"{n}{i}")
+
             t[f"{at}.hook_resid_pre"] = x
             n = x * (x.square().mean(-1, keepdim=True) + self.eps) ** -0.5
             t[f"{at}.ln1.hook_normalized"] = n
@@ -158,7 +161,10 @@ class SplitGPT2(nn.Module):
         see = torch.ones(p, p, dtype=torch.bool).tril()
         for i in range(self.layers):
             at = f"blocks.{i}"
-            w = lambda n, i=i: self.w[n, i]
+
+            def w(n: str, i: int = i) -> Tensor:
+                return self.w[n, i]
+
             t[f"{at}.hook_resid_pre"] = x
             t[f"{at}.ln1.hook_normalized"] = n = self._norm(x)
             t[f"{at}.ln1.hook_out"] = n = n * w("l1") + w("bl1")

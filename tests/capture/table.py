@@ -87,7 +87,8 @@ def main() -> None:
             total["WRONG"] += len(r.wrong)
             flag = "  <<<<" if r.wrong else ""
             print(
-                f"{fault.name:45} {str(dtype)[6:]:9} {dict(r.counts)} miss {r.missing[:3]} prov {r.provisional[:3]} WRONG {r.wrong[:4]}{flag}"
+                f"{fault.name:45} {str(dtype)[6:]:9} {dict(r.counts)} miss {r.missing[:3]} "
+                f"prov {r.provisional[:3]} WRONG {r.wrong[:4]}{flag}"
             )
     print(total)
 

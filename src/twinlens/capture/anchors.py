@@ -64,6 +64,7 @@ class Anchors:
     """By (name, "product" | "lookup" | "norm")."""
 
     def of(self, step: Step) -> list[Held]:
+        """Where the weight of a step is used."""
         for argument, weight in step.weights:
             if argument in ("W", "w"):
                 return self.held.get((weight.name, role(step)), [])
@@ -212,13 +213,13 @@ class Numbering:
         use = group[0].use
         what = "norm" if use.kind == "scaling" else use.kind
         shape = use.matrix(self.graph).shape
-        left = {
+        kinds = tuple({
             generic(r.name) for r in self.known
             if r.what == what and r.matrix.shape == shape and (r.name, what) not in found.held
-        }  # fmt: skip
-        if len(left) != 1 or len(group) != len(self.names[what, *left]):
+        })  # fmt: skip
+        if len(kinds) != 1 or len(group) != len(self.names[what, kinds[0]]):
             return
-        kinds, rows = tuple(left), torch.arange(shape[0])
+        rows = torch.arange(shape[0])
         self._number(found, [_Member(m.use, None, kinds, torch.zeros_like(rows), rows, m.again) for m in group])
 
     def _groups(self) -> Iterator[list[_Member]]:
@@ -331,6 +332,7 @@ class OwnWeights:
                         self.found[weight.name] = own
 
     def __call__(self, name: str) -> Tensor:
+        """The candidate's own where it was found, else the reference's."""
         return self.found[name] if name in self.found else self._reference(name)
 
     def _own(self, step: Step, argument: str, weight: Weight) -> Tensor | None:

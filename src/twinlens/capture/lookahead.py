@@ -51,6 +51,7 @@ class Verdict:
 
     @property
     def rank(self) -> tuple[int, int]:
+        """More hits first, then fewer misses."""
         return self.hits, -self.misses
 
 

@@ -138,7 +138,7 @@ def _scaling(graph: Graph, node: Node, x: int, constants: list[int]) -> Iterator
 
 
 def root(graph: Graph, index: int) -> Node:
-    """The leaf from which a constant was made, through whatever turned, cut or shifted it; itself where there are more."""
+    """The leaf from which a constant was made, through whatever turned, cut or shifted it; itself where it has more."""
     node = graph.nodes[index]
     while node.function != LEAF:
         made_of = {i for i in node.inputs if graph[i].numel() > 1}

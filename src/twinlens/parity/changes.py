@@ -232,5 +232,9 @@ def twins(steps: Iterable[Step], site: str, name: str) -> tuple[str, ...]:
 
 def slot(change: Change) -> tuple[str, str, str]:
     """What a change changes: two changes of one slot exclude each other."""
-    name = {SetField: "name", Use: "argument", Feed: "name"}.get(type(change))
-    return (type(change).__name__, change.site, getattr(change, name) if name else "")
+    name = ""
+    if isinstance(change, SetField | Feed):
+        name = change.name
+    elif isinstance(change, Use):
+        name = change.argument
+    return (type(change).__name__, change.site, name)

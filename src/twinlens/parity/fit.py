@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ class Fit:
         for i in range(len(chosen)):
             direction = torch.zeros_like(at)
             direction[i] = 1.0
-            out, slope = torch.func.jvp(f, (at,), (direction,))
+            out, slope = cast(tuple[Tensor, Tensor], torch.func.jvp(f, (at,), (direction,)))
             found.append(
                 (by_rows(self.site, _finite(slope)[..., : self.goal.shape[-1]], self.mask) * self.weights).flatten()
             )
@@ -107,10 +107,10 @@ class Fit:
         """Gauss-Newton with step halving, from the numbers' own values or from `start`."""
         at = torch.tensor([n.start for n in chosen] if start is None else list(start), dtype=torch.float64)
         f = self.function(chosen)
-        r, J = self.columns(chosen, at)
+        r, slopes = self.columns(chosen, at)
         for _ in range(_ITERATIONS):
             cost = r.square().sum()
-            step = solve(J, r)
+            step = solve(slopes, r)
             size = 1.0
             while size > 1e-3:
                 to = self._legal(chosen, at + size * step)
@@ -124,10 +124,10 @@ class Fit:
             moved = ((to - at).abs() / at.abs().clamp_min(1e-300)).max()
             at = to
             before = cost
-            r, J = self.columns(chosen, at)
+            r, slopes = self.columns(chosen, at)
             if float(moved) < 1e-12 or float((before - r.square().sum()) / before) < 1e-9:
                 break
-        return self._fitted(chosen, at, r, J)
+        return self._fitted(chosen, at, r, slopes)
 
     @staticmethod
     def _legal(chosen: Sequence[Number], at: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def positions(step: Step, merged: Merged) -> Iterator[Feed]:
 def integers(spec: Spec, step: Step, name: str, kind: Kind, now: int | None, hints: Iterable[int]) -> list[int]:
     """Values that an integer may have: those of other layers, its neighbours, and what the support says."""
     elsewhere = {
-        dict((n, v) for n, _, v in kinds(s.op)).get(name)
+        {n: v for n, _, v in kinds(s.op)}.get(name)
         for s in spec.steps
         if type(s.op) is type(step.op) and generic(s.writes) == generic(step.writes)
     }

@@ -125,6 +125,7 @@ class Noise:
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, step: Step, value: Tensor, magnitude: Tensor) -> Tensor:
+        """The value as one more rounding might have left it."""
         u = torch.finfo(self.dtypes[step.writes]).eps / 2
         draw = torch.randn(value.shape, generator=self.generator, dtype=torch.float64).to(value.device)
         return value + u * magnitude * draw
@@ -147,6 +148,7 @@ class Oracle:
         return cls(merged, rows, tensors, {})
 
     def __call__(self, variant: Variant, noise: Noise | None = None) -> Tensor:
+        """The target under a variant's changes."""
         steps = exact(variant.steps(self.merged.steps))
         whole = _needed_whole(steps)
         find = variant.weights(self.merged.weights)
@@ -154,6 +156,7 @@ class Oracle:
         values: dict[str, Tensor] = {k: v for k, v in self.tensors.items() if k not in {s.writes for s in steps}}
         values |= {k: _double(v) for k, v in variant.inputs(self.merged.sites).items() if k.startswith("candidate:")}
         narrow: set[str] = set()
+        step, reads, arguments = steps[-1], list[Tensor](), dict[str, Tensor]()
         for step in steps:
             few = step.writes not in whole
             reads = [
@@ -167,7 +170,7 @@ class Oracle:
             values[step.writes] = value
             if few:
                 narrow.add(step.writes)
-        self.last = (steps[-1], [r for r in reads], arguments)  # the target's own step, for its magnitude
+        self.last = (step, reads, arguments)  # the target's own step, for its magnitude
         return values[self.merged.target]
 
     def magnitude(self) -> Tensor:

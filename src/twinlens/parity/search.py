@@ -195,6 +195,7 @@ class Search:
     def _deepen(self, starts: Sequence[Found], tried: list[Found]) -> Found | None:
         """Discrete changes, one and then two at once, each with the numbers that go with it."""
         best = min(starts, key=lambda f: (f.score.support, f.score.rms))
+        frontier: list[Found] = []
         for depth in range(3):
             if depth:
                 tried = self._singles(frontier)
@@ -208,7 +209,7 @@ class Search:
             pool = sorted([*tried[:_BEST], *fitted], key=lambda f: (f.score.support, f.score.rms))
             if not pool or not pool[0].score < best.score:
                 break
-            best, frontier = pool[0], [f for f in pool[:2]]
+            best, frontier = pool[0], pool[:2]
         return best if best.variant else None
 
     def _singles(self, frontier: Sequence[Found]) -> list[Found]:

@@ -34,7 +34,7 @@ def instructions(causes: Iterable[Cause], orders: Iterable[Order]) -> list[Instr
     made: list[Instruction] = []
     for cause in causes:
         for change in cause.changes:
-            seen = cause.seen[change.site] if change.site in cause.seen else cause.seen_at
+            seen = cause.seen.get(change.site, cause.seen_at)
             if isinstance(change, SetField):
                 made.append(
                     Instruction("field", cause.parameter, change.sites, seen, change.name, written(change.value))
@@ -79,4 +79,5 @@ def to_json(these: Sequence[Instruction]) -> str:
 
 def from_json(text: str) -> list[Instruction]:
     """From the text that the recorder was given."""
-    return [Instruction(**{**row, "sites": tuple(row["sites"])}) for row in json.loads(text)]
+    rows: list[dict[str, Any]] = json.loads(text)
+    return [Instruction(**(row | {"sites": tuple(row["sites"])})) for row in rows]
