@@ -80,4 +80,4 @@ def to_json(these: Sequence[Instruction]) -> str:
 def from_json(text: str) -> list[Instruction]:
     """From the text that the recorder was given."""
     rows: list[dict[str, Any]] = json.loads(text)
-    return [Instruction(**(row | {"sites": tuple(row["sites"])})) for row in rows]
+    return [Instruction(**dict(row, sites=tuple(row["sites"]))) for row in rows]
