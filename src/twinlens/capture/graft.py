@@ -43,8 +43,8 @@ def graft(
     """From now on every call of `module` computes these sites by other functions.
 
     One short call is made to see where the sites are within the module's forward; `mask` is that of the calls to
-    come, where they are padded. Later calls must run the same code: one with a cache, say, is refused with a CaptureError, as is a site that
-    cannot be seen.
+    come, where they are padded. Later calls must run the same code: one with a cache, say, is refused with a
+    CaptureError, as is a site that cannot be seen.
     """
     forward = module.forward
     placement = _within(module, spec, weights, *probe(spec, mask), call)
@@ -96,38 +96,34 @@ class _Run:
         self.spec, self.placement, self.tokens, self.mask = spec, placement, tokens, mask
         self.sizes = sizes_of(spec.shape, tokens)
         functions = {
-            node: self._function(site, value, node)
+            placement.graph.nodes[node].key: self._function(site, value, node)
             for site, value in replacements.items()
             for node in copies(placement, site)
         }
-        self.tracer = Tracer(module, tokens, mask, placement.nodes, functions)
+        self.tracer = Tracer(module, tokens, mask, placement.keys(), functions)
+        self.expected = set(functions)
 
     def __call__(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         with torch.no_grad(), self.tracer:
-            return forward(*args, **kwargs)
-
-    def _function(self, site: str, value: Value, node: int) -> Callable[[Mapping[int, Tensor]], Tensor]:
-        place = self.placement.places[site]
-
-        def replaced(nodes: Mapping[int, Tensor]) -> Tensor:
-            self._check(node)
-            found = {
-                s: p.layout.ours(nodes[p.node], self.sizes)
-                for s, p in self.placement.places.items()
-                if p.node in nodes and p.node != place.node
-            }
-            return place.layout.theirs(value({**found, **self._given()}), nodes[node])
-
-        return replaced
-
-    def _check(self, node: int) -> None:
-        """Whether this call ran what was placed, up to here."""
-        ran, known = self.tracer.nodes, self.placement.graph.nodes
-        if any(a.function != b.function for a, b in zip(ran[:node], known[:node], strict=True)):
+            out = forward(*args, **kwargs)
+        if self.expected - self.tracer.replaced:
             raise CaptureError(
                 "the mended module runs other code than when it was mended (a cache, or other arguments); "
                 "call it as it was compared, or fix it again."
             )
+        return out
+
+    def _function(self, site: str, value: Value, node: int) -> Callable[[Mapping[int, Tensor]], Tensor]:
+        place, key = self.placement.places[site], self.placement.graph.nodes[node].key
+        keys = {s: self.placement.key(s) for s, p in self.placement.places.items() if p.node != place.node}
+
+        def replaced(tensors: Mapping[int, Tensor]) -> Tensor:
+            found = {
+                s: self.placement.places[s].layout.ours(tensors[k], self.sizes) for s, k in keys.items() if k in tensors
+            }
+            return place.layout.theirs(value({**found, **self._given()}), tensors[key])
+
+        return replaced
 
     def _given(self) -> dict[str, Tensor]:
         b, p = self.tokens.shape

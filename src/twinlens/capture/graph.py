@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,11 +19,11 @@ Call = Callable[[Tensor, "Tensor | None"], Tensor]
 """`(tokens, mask or None) -> logits`."""
 
 FACTORIES = frozenset(
-    f"{kind}{form}"
-    for kind in ("ones", "zeros", "empty", "full", "rand", "randn")
-    for form in ("_like",)
+    f"{kind}{form}" for kind in ("ones", "zeros", "empty", "full", "rand", "randn") for form in ("_like",)
 ) | {"new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"}
 """Functions whose result has a shape or a dtype of what they are given, and nothing of its values."""
+
+Replacement = Callable[[Mapping[int, Tensor]], Tensor]
 
 LEAF, ALIAS = "leaf", "alias"
 
@@ -33,7 +33,9 @@ class Node:
     """A tensor of the call: made by `function` from the nodes `inputs`; a leaf was there before.
 
     `owner` is the qualified name of a parameter or buffer. `tokens`: it descends from the token ids.
-    `value` is None where the tracer was not asked to keep it.
+    `value` is None where the tracer was not asked to keep it. `key` says by which functions, of which
+    leaves, the tensor was made, all the way up: equal keys of two calls are one place in the code, whatever
+    else the calls did.
     """
 
     index: int
@@ -43,11 +45,7 @@ class Node:
     owner: str | None = None
     tokens: bool = False
     value: Tensor | None = None
-
-    @property
-    def sign(self) -> tuple[str, tuple[int, ...], int, str | None]:
-        """What must be the same for a placement to hold in another call."""
-        return self.function, self.inputs, self.slot, self.owner
+    key: int = 0
 
 
 @dataclass(eq=False)
@@ -66,6 +64,11 @@ class Graph:
                 f"the tensor of node {index} ({self.nodes[index].function}) was not kept; record the site again."
             )
         return value
+
+    @cached_property
+    def at(self) -> dict[int, int]:
+        """Node by key."""
+        return {node.key: node.index for node in self.nodes}
 
     @cached_property
     def readers(self) -> list[list[int]]:
@@ -100,9 +103,7 @@ class Graph:
         return seen
 
 
-def trace(
-    module: nn.Module, tokens: Tensor, *, mask: Tensor | None = None, call: Call | None = None
-) -> Graph:
+def trace(module: nn.Module, tokens: Tensor, *, mask: Tensor | None = None, call: Call | None = None) -> Graph:
     """One call of `module` as a graph with all its tensors.
 
     Raises CaptureError where the module fails or returns nothing that holds logits.
@@ -111,11 +112,15 @@ def trace(
 
 
 class Tracer(TorchFunctionMode):
-    """Sees every torch call of one run. `keep` says which nodes' tensors stay (default: all)."""
+    """Sees every torch call of one run.
+
+    `keep`: keys of the nodes whose tensors stay (default: all). `replace`: by key, functions from the
+    tensors kept so far, by key, and the node's own, to the one that takes its place.
+    """
 
     def __init__(
         self, module: nn.Module, tokens: Tensor, mask: Tensor | None, keep: frozenset[int] | None = None,
-        replace: Mapping[int, Callable[[Mapping[int, Tensor]], Tensor]] | None = None,
+        replace: Mapping[int, Replacement] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.nodes: list[Node] = []
@@ -126,6 +131,10 @@ class Tracer(TorchFunctionMode):
         self._storages: dict[int, list[weakref.ref[Tensor]]] = {}
         self._written: dict[int, int] = {}
         self._held: list[Tensor] = []
+        self._times: dict[int, int] = {}
+        self._kept: dict[int, Tensor] = {}
+        self._form = ""
+        self.replaced = set[int]()
         self._leaf(tokens, tokens=True)
         if mask is not None:
             self._leaf(mask)
@@ -160,11 +169,13 @@ class Tracer(TorchFunctionMode):
             out = func(*args, **kwargs)
             if not isinstance(out, Tensor):
                 return out
+            self._form = ""
             name = getattr(func.__self__, "__name__", "property")
             return self._made(name, (self._node(args[0]),), out)
         if name in ("__set__", "requires_grad_", "is_floating_point", "size", "dim", "__len__", "is_complex"):
             return func(*args, **kwargs)
         inputs = tuple(self._node(t) for t in _tensors((args, kwargs)))
+        self._form = _form(args[1:])
         targets = _targets(name, args, kwargs)
         if targets:
             return self._mutation(func, name, args, kwargs, inputs, targets)
@@ -191,14 +202,24 @@ class Tracer(TorchFunctionMode):
         tokens: bool = False,
     ) -> Tensor:  # fmt: skip
         index = len(self.nodes)
-        if index in self._replace:
-            values = {n.index: n.value for n in self.nodes if n.value is not None}
-            out = self._replace[index](values | {index: out})
-        kept = self._keep is None or index in self._keep
+        key = self._key(name, inputs, slot, owner)
+        if key in self._replace:
+            out = self._replace[key](self._kept | {key: out})
+            self.replaced.add(key)
+        kept = self._keep is None or key in self._keep
+        if kept and self._replace:
+            self._kept[key] = out
         descends = tokens or any(self.nodes[i].tokens for i in inputs)
-        self.nodes.append(Node(index, name, inputs, slot, owner, descends, out if kept else None))
+        value = out if kept else None
+        self.nodes.append(Node(index, name, inputs, slot, owner, descends, value, key))
         self._register(out, index)
         return out
+
+    def _key(self, name: str, inputs: tuple[int, ...], slot: int, owner: str | None) -> int:
+        plain = hash((name, slot, owner, self._form, *(self.nodes[i].key for i in inputs)))
+        times = self._times.get(plain, 0)
+        self._times[plain] = times + 1
+        return plain if times == 0 else hash((plain, times))
 
     def _register(self, tensor: Tensor, index: int) -> None:
         ref = weakref.ref(tensor)
@@ -219,6 +240,7 @@ class Tracer(TorchFunctionMode):
 
     def _leaf(self, tensor: Tensor, *, tokens: bool = False) -> int:
         """A tensor that no call has made; if its memory was written before, it depends on that write."""
+        self._form = ""
         storage = _storage(tensor)
         alive = storage and any(ref() is not None for ref in self._storages.get(storage, ()))
         written = self._written.get(storage) if alive else None
@@ -302,6 +324,22 @@ def _keywords(module: nn.Module, mask: Tensor | None) -> dict[str, Any]:
     return keywords
 
 
+def _form(arguments: Any) -> str:
+    """What kinds of arguments a call had: numbers only as numbers, since they vary with the shape of the tokens."""
+    return ",".join([_FORMS.get(type(a)) or _form_of(a) for a in arguments])
+
+
+_FORMS: dict[type, str] = {int: "n", float: "x", Tensor: "t", nn.Parameter: "t", bool: "b", type(None): "-"}
+
+
+def _form_of(argument: Any) -> str:
+    if isinstance(argument, (tuple, list)):
+        return f"({_form(argument)})"
+    if isinstance(argument, slice):
+        return f"[{_form((argument.start, argument.stop, argument.step))}]"
+    return argument if isinstance(argument, str) else type(argument).__name__
+
+
 def _owners(module: nn.Module) -> dict[int, str]:
     named = [*module.named_buffers(remove_duplicate=False), *module.named_parameters(remove_duplicate=False)]
     return {id(tensor): name for name, tensor in reversed(named)}
@@ -319,7 +357,21 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 _MUTATING = frozenset(
     f"__i{name}__"
-    for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "and", "or", "xor", "matmul", "lshift", "rshift")
+    for name in (
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "pow",
+        "mod",
+        "and",
+        "or",
+        "xor",
+        "matmul",
+        "lshift",
+        "rshift",
+    )
 ) | {"__setitem__"}
 
 
@@ -349,12 +401,12 @@ def _overlap(x: Tensor, y: Tensor) -> bool:
 
 def _footprint(t: Tensor) -> tuple[int, int, int]:
     """The stride of rows, and which part of a row a view covers."""
-    dims = sorted((stride, size) for stride, size in zip(t.stride(), t.shape, strict=True) if size > 1)
-    extent = 1
+    dims = sorted((int(n), int(m)) for n, m in zip(t.stride(), t.shape, strict=True) if m > 1)
+    extent, offset = 1, int(t.storage_offset())
     for stride, size in dims:
         if stride > extent:
-            start = t.storage_offset() % stride
+            start = offset % stride
             if start + extent <= stride:
                 return stride, start, start + extent
         extent += stride * (size - 1)
-    return 0, t.storage_offset(), t.storage_offset() + extent
+    return 0, offset, offset + extent

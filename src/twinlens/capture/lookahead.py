@@ -89,7 +89,7 @@ class Lookahead:
         options = [(guess,) for guess in self._guesses(step, value)]
         best = self._best((step,), options, loose=False)
         if best is not None and not _same(step.writes, best[0], now):
-            if self._judge({step.writes: best[0]}, loose=False).rank > verdict.rank:
+            if self._judge({step.writes: best[0]}, loose=False).hits > verdict.hits:
                 self.a.put(step.writes, best[0].node, best[0].layout, "provisional")
 
     def _options(self, step: Step, expected: Tensor | None) -> tuple[tuple[Step, ...], list[tuple[Guess, ...]]]:
@@ -218,7 +218,7 @@ class Lookahead:
             if not copy and self._replays(step, given, trial, loose=loose):
                 hits += 1
                 continue
-            misses += not copy and self.a.known(step.writes) is not None
+            misses += not copy and not self._looked_through(step)
             if depth < DEEPEST and (copy or self._looked_through(step)):
                 pending.extend((s, depth + 1) for s in self.a.spec.readers.get(step.writes, ()))
         return Verdict(hits, misses)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from twinlens import sites as names
 from twinlens.capture.graph import Graph
 from twinlens.capture.layout import Layout
 from twinlens.spec import Shape, Spec
@@ -50,10 +49,18 @@ class Placement:
     anchors: dict[str, Anchor] = field(default_factory=dict[str, Anchor])
     unseen: dict[str, str] = field(default_factory=dict[str, str])
 
-    @property
-    def nodes(self) -> frozenset[int]:
-        """Every node that holds a site."""
-        return frozenset(place.node for place in self.places.values())
+    def keys(self, sites: Collection[str] | None = None) -> frozenset[int]:
+        """Keys of the nodes that hold these sites, or any."""
+        return frozenset(self.key(s) for s in self.places if sites is None or s in sites)
+
+    def key(self, site: str) -> int:
+        """The key of the node that holds a site, in any call that runs the same code."""
+        return self.graph.nodes[self.places[site].node].key
+
+    def holds(self, graph: Graph) -> bool:
+        """Whether another call computed the logits, and every site, by the same code from the same constants."""
+        logits = self.graph.nodes[self.graph.logits].key == graph.nodes[graph.logits].key
+        return logits and self.keys() <= graph.at.keys()
 
     def evidence(self, spec: Spec) -> dict[str, str]:
         """Of every site of the spec."""
@@ -62,11 +69,12 @@ class Placement:
             for site in spec.sites
         }
 
-    def reads(self, graph: Graph, shape: Shape) -> Iterator[tuple[str, Tensor]]:
-        """Each site's tensor in our layout, from a call with the same graph."""
+    def reads(self, graph: Graph, shape: Shape, sites: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """These sites' tensors, or all, in our layout, from a call of the same code."""
         sizes = sizes_of(shape, graph.tokens)
         for site, place in self.places.items():
-            yield site, place.layout.ours(graph[place.node], sizes)
+            if sites is None or site in sites:
+                yield site, place.layout.ours(graph[graph.at[self.key(site)]], sizes)
 
 
 def sizes_of(shape: Shape, tokens: Tensor) -> dict[str, int]:
@@ -79,8 +87,3 @@ def sizes_of(shape: Shape, tokens: Tensor) -> dict[str, int]:
         "k": shape.kv_heads,
         "e": shape.head_width,
     }
-
-
-def shape_of(site: str, sizes: Mapping[str, int]) -> tuple[int | None, ...]:
-    """A site's shape as far as it is known."""
-    return tuple(sizes.get(axis) for axis in names.axes(site))

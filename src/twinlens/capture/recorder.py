@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -18,8 +17,6 @@ from twinlens.spec import Spec, Weights
 
 PROBE_ROWS, PROBE_LENGTH = 2, 13
 """Two rows, so that the batch axis is seen; a prime length, so that no other axis has its size."""
-
-_placements: weakref.WeakKeyDictionary[nn.Module, tuple[Spec, Placement]] = weakref.WeakKeyDictionary()
 
 
 def record(
@@ -53,11 +50,7 @@ def record(
     """
     graph, placement = capture(module, spec, weights, tokens, mask=mask, call=call, placement=placement, keep=keep)
     with torch.no_grad():
-        sites = {
-            site: tensor.detach()
-            for site, tensor in placement.reads(graph, spec.shape)
-            if keep is None or site in keep
-        }
+        sites = {site: tensor.detach() for site, tensor in placement.reads(graph, spec.shape, keep)}
     evidence = placement.evidence(spec)
     recorded = RecordedCall.of(sites, tokens, mask=mask, placed={s: e for s, e in evidence.items() if s in sites})
     differ, equal = compared_weights(placement, weights)
@@ -70,43 +63,38 @@ def capture(
     call: Call | None = None, placement: Placement | None = None, keep: Collection[str] | None = None,
 ) -> tuple[Graph, Placement]:  # fmt: skip
     """The graph of a call, with the tensors of its sites, and where they are."""
-    placement = placement or placed(module, spec, weights, mask=mask, call=call)
-    kept = frozenset(p.node for site, p in placement.places.items() if keep is None or site in keep)
-    graph = Tracer(module, tokens, mask, kept).run(module, call)
-    if alike(graph, placement.graph) and _same_constants(module, placement):
-        return graph, placement
+    if placement is not None and not _same_constants(module, placement):
+        placement = None  # the module's parameters are other tensors now
+    for rows in (PROBE_ROWS, tokens.shape[0]):
+        placement = placement or placed(module, spec, weights, mask=mask, call=call, rows=rows)
+        graph = Tracer(module, tokens, mask, placement.keys(keep)).run(module, call)
+        if placement.holds(graph):
+            return graph, placement
+        placement = None  # the code depends on the batch: one row alone is not expanded, say
     graph = trace(module, tokens, mask=mask, call=call)
     return graph, align(graph, spec, weights)
 
 
 def placed(
-    module: nn.Module, spec: Spec, weights: Weights, *, mask: Tensor | None = None, call: Call | None = None
-) -> Placement:
+    module: nn.Module, spec: Spec, weights: Weights, *, mask: Tensor | None = None,
+    call: Call | None = None, rows: int = PROBE_ROWS,
+) -> Placement:  # fmt: skip
     """Where the sites of a module are, found on a short probe."""
-    tokens, padding = probe(spec, mask)
+    tokens, padding = probe(spec, mask, rows)
     return align(trace(module, tokens, mask=padding, call=call), spec, weights)
 
 
-def probe(spec: Spec, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def probe(spec: Spec, mask: Tensor | None, rows: int = PROBE_ROWS) -> tuple[Tensor, Tensor | None]:
     """Seeded random ids; padded where the real call is, so that the same code runs."""
     draw = torch.Generator().manual_seed(0)
     length = min(PROBE_LENGTH, spec.shape.positions or PROBE_LENGTH)
-    tokens = torch.randint(spec.shape.vocabulary, (PROBE_ROWS, length), generator=draw)
+    tokens = torch.randint(spec.shape.vocabulary, (rows, length), generator=draw)
     if mask is None:
         return tokens, None
     padding = torch.ones_like(tokens)
     if not bool(mask.all()):
-        padding[1, :3] = 0
+        padding[-1, :3] = 0
     return tokens.to(mask.device), padding.to(mask)
-
-
-def alike(graph: Graph, other: Graph) -> bool:
-    """Whether two calls ran the same functions on the same constants in the same order."""
-    return (
-        graph.logits == other.logits
-        and len(graph.nodes) == len(other.nodes)
-        and all(a.sign == b.sign for a, b in zip(graph.nodes, other.nodes, strict=True))
-    )
 
 
 def _same_constants(module: nn.Module, placement: Placement) -> bool:
@@ -140,8 +128,3 @@ def same(x: Tensor, y: Tensor) -> bool:
     if x.data_ptr() == y.data_ptr() and x.stride() == y.stride() and x.dtype == y.dtype:
         return True
     return torch.equal(x, y) if x.dtype == y.dtype else torch.equal(x.float(), y.float())
-
-
-def evidence_of(placement: Placement, spec: Spec) -> Mapping[str, str]:
-    """Of every site of the spec, seen or not."""
-    return placement.evidence(spec)
