@@ -5,8 +5,9 @@ Runs inside the environments of other implementations too: nothing but torch and
 
 from twinlens.capture.align import align
 from twinlens.capture.graft import Graft, graft
-from twinlens.capture.graph import Graph, trace
+from twinlens.capture.graph import Graph
 from twinlens.capture.placement import Anchor, Place, Placement
 from twinlens.capture.recorder import capture, placed, record
+from twinlens.capture.tracer import trace
 
 __all__ = ["Anchor", "Graft", "Graph", "Place", "Placement", "align", "capture", "graft", "placed", "record", "trace"]

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from twinlens import sites as names
-from twinlens.capture.anchors import Anchors, Held, Numbering, OwnWeights, role
+from twinlens.capture.anchors import Anchors, Held, Numbering
 from twinlens.capture.graph import Graph
 from twinlens.capture.layout import Layout, layouts
-from twinlens.capture.lookahead import Lookahead, near
+from twinlens.capture.lookahead import Lookahead
+from twinlens.capture.matching import role
+from twinlens.capture.own import OwnWeights
 from twinlens.capture.placement import Anchor, Place, Placement, sizes_of
 from twinlens.capture.search import Match, Search
 from twinlens.capture.uses import MOVES, added, root
+from twinlens.capture.values import near
 from twinlens.errors import CaptureError
 from twinlens.spec import Spec, Step, Weights, evaluate
 

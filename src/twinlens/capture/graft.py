@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from twinlens.capture.align import align
-from twinlens.capture.graph import Call, Graph, Tracer, invoke, logits_of
+from twinlens.capture.calling import Call, invoke, logits_of
+from twinlens.capture.graph import Graph
 from twinlens.capture.placement import Placement, sizes_of
-from twinlens.capture.recorder import probe
+from twinlens.capture.recorder import PROBE_LENGTH, probe
+from twinlens.capture.tracer import Replacement, Tracer
 from twinlens.errors import CaptureError
 from twinlens.spec import Spec, Weights
 
@@ -52,10 +54,20 @@ def graft(
     if missing:
         raise CaptureError(f"{missing[0]} is not visible in {type(module).__name__}; nothing can be put in its place.")
 
+    known = [placement]
+
     @functools.wraps(forward)
     def grafted(*args: Any, **kwargs: Any) -> Any:
         tokens, mask = _inputs(args, kwargs)
-        return _Run(module, spec, placement, replacements, tokens, mask)(forward, args, kwargs)
+        for attempt in _placements(known, module, spec, weights, forward, args, kwargs):
+            run = _Run(module, spec, attempt, replacements, tokens, mask)
+            out = run(forward, args, kwargs)
+            if run.complete:
+                return out
+        raise CaptureError(
+            "the mended module runs other code than when it was mended (a cache that is handed in, say); "
+            "call it as it was compared, or fix it again."
+        )
 
     module.forward = grafted
     return Graft(module, forward)
@@ -86,6 +98,32 @@ def _within(
     return align(graphs[-1], spec, weights)
 
 
+def _placements(
+    known: list[Placement], module: nn.Module, spec: Spec, weights: Weights, forward: Callable[..., Any], args: Any,
+    kwargs: Mapping[str, Any],
+) -> Iterator[Placement]:  # fmt: skip
+    """Those of calls seen before; then that of this one, seen on its last tokens.
+
+    A call that is handed a cache would fill it at each attempt, so it gets one only.
+    """
+    if any(value is not None for name, value in kwargs.items() if name.startswith("past_key")):
+        yield known[0]
+        return
+    yield from list(known)
+    length = _inputs(args, kwargs)[0].shape[-1]
+
+    def cut(value: Any) -> Any:
+        along = isinstance(value, Tensor) and value.ndim == 2 and value.shape[-1] == length
+        return value[:, -PROBE_LENGTH:] if along else value
+
+    short, named = [cut(a) for a in args], {name: cut(value) for name, value in kwargs.items()}
+    tracer = Tracer(module, *_inputs(short, named))
+    with torch.no_grad(), tracer:
+        out = forward(*short, **named)
+    known.append(align(tracer.close(module, logits_of(out, module)), spec, weights))
+    yield known[-1]
+
+
 class _Run:
     """One call of a grafted module."""
 
@@ -95,25 +133,26 @@ class _Run:
     ) -> None:  # fmt: skip
         self.spec, self.placement, self.tokens, self.mask = spec, placement, tokens, mask
         self.sizes = sizes_of(spec.shape, tokens)
-        functions = {
+        functions: dict[int, Replacement] = {
             placement.graph.nodes[node].key: self._function(site, value, node)
             for site, value in replacements.items()
+            if site in placement.places
             for node in copies(placement, site)
         }
         self.tracer = Tracer(module, tokens, mask, placement.keys(), functions)
         self.expected = set(functions)
+        self.visible = all(site in placement.places for site in replacements)
 
     def __call__(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         with torch.no_grad(), self.tracer:
-            out = forward(*args, **kwargs)
-        if self.expected - self.tracer.replaced:
-            raise CaptureError(
-                "the mended module runs other code than when it was mended (a cache, or other arguments); "
-                "call it as it was compared, or fix it again."
-            )
-        return out
+            return forward(*args, **kwargs)
 
-    def _function(self, site: str, value: Value, node: int) -> Callable[[Mapping[int, Tensor]], Tensor]:
+    @property
+    def complete(self) -> bool:
+        """Whether every site was met, so that its value was replaced."""
+        return self.visible and not self.expected - self.tracer.replaced
+
+    def _function(self, site: str, value: Value, node: int) -> Replacement:
         place, key = self.placement.places[site], self.placement.graph.nodes[node].key
         keys = {s: self.placement.key(s) for s, p in self.placement.places.items() if p.node != place.node}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from twinlens import sites as names
 from twinlens.capture.layout import Layout, Wanted, distance, layouts, tolerance
 from twinlens.capture.search import LOWEST, Match
+from twinlens.capture.values import centred, equal, near, parallel
 from twinlens.fields import kinds
 from twinlens.spec import Step
 
@@ -201,7 +202,7 @@ class Lookahead:
                 return None
         if not steps[0].writes.endswith("scores"):
             return tied[0]
-        return [option for option in tied if _equal(option[0].value, tied[0][0].value)][-1]
+        return [option for option in tied if equal(option[0].value, tied[0][0].value)][-1]
 
     def _judge(self, trial: Trial, *, loose: bool) -> Verdict:
         """Replay what follows on these tensors. `loose`: to a captured tensor up to a factor."""
@@ -262,23 +263,9 @@ class Lookahead:
         for node in self.a.search.nodes(value.numel(), of):
             theirs = self.a.graph[node]
             for layout in layouts(wanted.axes, tuple(value.shape), tuple(theirs.shape)):
-                if _parallel(layout.ours(theirs, self.a.sizes), wanted):
+                if parallel(layout.ours(theirs, self.a.sizes), wanted):
                     return True
         return False
-
-
-def near(theirs: Tensor, wanted: Wanted) -> bool:
-    """Whether a tensor is a value, up to honest rounding."""
-    return distance(theirs, wanted) <= tolerance(theirs, wanted.value)
-
-
-def _parallel(theirs: Tensor, wanted: Wanted) -> bool:
-    x, y = theirs.float(), wanted.value.float()
-    if wanted.counts is not None:
-        x, y = x[wanted.counts], y[wanted.counts]
-    factor = float((x * y).sum() / y.square().sum().clamp(min=1e-30))
-    scaled = Wanted(y * factor, wanted.axes)
-    return abs(factor) > 1e-6 and distance(x, scaled) <= tolerance(theirs, wanted.value)
 
 
 def _forms(axes: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -308,15 +295,5 @@ def _same(site: str, one: Guess, other: Guess) -> bool:
         seen = x > LOWEST
         if not torch.equal(seen, y > LOWEST):
             return False
-        x, y = (_centred(t, seen) for t in (x, y))
+        x, y = (centred(t, seen) for t in (x, y))
     return distance(x, Wanted(y, names.axes(site))) <= tolerance(one.value, other.value)
-
-
-def _equal(x: Tensor, y: Tensor) -> bool:
-    return x.shape == y.shape and bool(((x == y) | ((x < LOWEST) & (y < LOWEST))).all())
-
-
-def _centred(x: Tensor, seen: Tensor) -> Tensor:
-    x = x.masked_fill(~seen, 0.0)
-    mean = x.sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp(min=1)
-    return (x - mean).masked_fill(~seen, 0.0)

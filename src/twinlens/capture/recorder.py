@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from twinlens.capture.align import align
-from twinlens.capture.graph import Call, Graph, Tracer, trace
+from twinlens.capture.calling import Call
+from twinlens.capture.graph import Graph
 from twinlens.capture.placement import Placement
+from twinlens.capture.tracer import Tracer, trace
 from twinlens.recording import Call as RecordedCall
 from twinlens.recording import Recording
 from twinlens.spec import Spec, Weights

@@ -1,0 +1,56 @@
+"""How a module is called, and where its logits are in what it returns."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from twinlens.errors import CaptureError
+
+Call = Callable[[Tensor, "Tensor | None"], Tensor]
+"""`(tokens, mask or None) -> logits`."""
+
+
+def invoke(module: nn.Module, tokens: Tensor, mask: Tensor | None, call: Call | None) -> Tensor:
+    """Logits of a call as `module(tokens)`, with `attention_mask=` where the forward takes one."""
+    try:
+        out: Any = call(tokens, mask) if call is not None else module(tokens, **_keywords(module, mask))
+    except CaptureError:
+        raise
+    except Exception as error:  # the border: anything may be raised by somebody's module
+        raise CaptureError(
+            f"{type(module).__name__} failed on tokens of shape {list(tokens.shape)} with "
+            f"{type(error).__name__}: {error}; pass call= if it is called in another way."
+        ) from error
+    return logits_of(out, module)
+
+
+def logits_of(out: Any, module: nn.Module) -> Tensor:
+    """The logits in what a module returned."""
+    if isinstance(out, (tuple, list)) and out:
+        out = out[0]
+    logits = out if isinstance(out, Tensor) else getattr(out, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise CaptureError(
+            f"{type(module).__name__} returned a {type(out).__name__} where logits, or an object with .logits, "
+            "were expected; pass call=lambda tokens, mask: logits."
+        )
+    return logits
+
+
+def _keywords(module: nn.Module, mask: Tensor | None) -> dict[str, Any]:
+    takes = inspect.signature(module.forward).parameters
+    # A cache changes no value of a single call, but holds keys and values alive (and in some releases a
+    # window of its own), so it is switched off where there is a switch.
+    keywords: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
+    if mask is not None and "attention_mask" in takes:
+        keywords["attention_mask"] = mask
+    elif mask is not None and not bool(mask.all()):
+        raise CaptureError(
+            f"{type(module).__name__}.forward takes no attention_mask, and the mask hides tokens; "
+            "run without padding, or pass call= that hands the mask on."
+        )
+    return keywords

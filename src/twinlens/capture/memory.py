@@ -1,0 +1,93 @@
+"""What a call was given, what it writes into, and which tensors lie in the same memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """The tensors among arguments, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from tensors(item)
+    elif isinstance(tree, dict):
+        yield from tensors(list(tree.values()))
+
+
+def form(arguments: Any) -> str:
+    """What kinds of arguments a call had: numbers only as numbers, since they vary with the shape of the tokens."""
+    return ",".join([_FORMS.get(type(a)) or _form_of(a) for a in arguments])
+
+
+_FORMS: dict[type, str] = {int: "n", float: "x", Tensor: "t", nn.Parameter: "t", bool: "b", type(None): "-"}
+
+
+def _form_of(argument: Any) -> str:
+    if isinstance(argument, (tuple, list)):
+        return f"({form(argument)})"
+    if isinstance(argument, slice):
+        return f"[{form((argument.start, argument.stop, argument.step))}]"
+    return argument if isinstance(argument, str) else type(argument).__name__
+
+
+_MUTATING = frozenset(
+    f"__i{name}__"
+    for name in (
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "pow",
+        "mod",
+        "and",
+        "or",
+        "xor",
+        "matmul",
+        "lshift",
+        "rshift",
+    )
+) | {"__setitem__"}
+
+
+def written_by(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Tensors that a call writes into, told by torch's naming: a trailing underscore, `__iadd__`, `out=`."""
+    written = list(tensors(kwargs["out"])) if kwargs.get("out") is not None else []
+    in_place = name in _MUTATING or (name.endswith("_") and not name.endswith("__"))
+    if (in_place or kwargs.get("inplace") is True) and args and isinstance(args[0], Tensor):
+        written.append(args[0])
+    return written
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Which memory a tensor lies in; 0 where it has none of its own."""
+    try:
+        return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]  # no public identity exists
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+def overlap(x: Tensor, y: Tensor) -> bool:
+    """Whether two views of one storage may share an entry: False only where rows interleave without touching."""
+    (x_row, x_from, x_to), (y_row, y_from, y_to) = _footprint(x), _footprint(y)
+    if x_row != y_row:
+        return True
+    return x_from < y_to and y_from < x_to
+
+
+def _footprint(t: Tensor) -> tuple[int, int, int]:
+    """The stride of rows, and which part of a row a view covers."""
+    dims = sorted((int(n), int(m)) for n, m in zip(t.stride(), t.shape, strict=True) if m > 1)
+    extent, offset = 1, int(t.storage_offset())
+    for stride, size in dims:
+        if stride > extent:
+            start = offset % stride
+            if start + extent <= stride:
+                return stride, start, start + extent
+        extent += stride * (size - 1)
+    return 0, offset, offset + extent

@@ -1,0 +1,102 @@
+"""The candidate's own tensors, under the checkpoint's names and in its layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from twinlens.capture.anchors import Anchors, Held
+from twinlens.capture.graph import Graph
+from twinlens.capture.matching import role
+from twinlens.capture.uses import Use, added, root
+from twinlens.spec import Spec, Step, Weight, Weights
+
+
+def covers(held: Iterable[Held], rows: int) -> bool:
+    """Whether the uses together hold every row once."""
+    here = torch.cat([h.here for h in held])
+    return bool(torch.equal(here.sort().values, torch.arange(rows)))
+
+
+class OwnWeights:
+    """The candidate's own tensors under the checkpoint's names and in its layout, where anchors gave them."""
+
+    def __init__(self, graph: Graph, spec: Spec, weights: Weights, anchors: Anchors) -> None:
+        self.graph, self.spec, self._reference, self.anchors = graph, spec, weights, anchors
+        self.found: dict[str, Tensor] = {}
+        for step in spec.steps:
+            for argument, weight in step.weights:
+                if weight.name not in self.found:
+                    own = self._own(step, argument, weight)
+                    if own is not None:
+                        self.found[weight.name] = own
+
+    def __call__(self, name: str) -> Tensor:
+        """The candidate's own where it was found, else the reference's."""
+        return self.found[name] if name in self.found else self._reference(name)
+
+    def _own(self, step: Step, argument: str, weight: Weight) -> Tensor | None:
+        held = self.anchors.of(step)
+        reference = weight.view(self._reference(weight.name))
+        if not held or not covers(held, len(reference) if role(step) != "norm" else 1):
+            return None
+        if argument in ("W", "w"):
+            own = self._matrix(held, reference)
+            if role(step) == "norm":
+                own = self._shift(held[0].use, own, reference, step)
+            elif role(step) == "lookup":
+                own = _unscaled(own, reference, step)
+        else:
+            own = self._bias(held, reference)
+        return None if own is None or own.shape != reference.shape else (own.T if weight.transposed else own)
+
+    def _matrix(self, held: list[Held], reference: Tensor) -> Tensor:
+        if len(held) == 1:
+            matrix, here = held[0].use.matrix(self.graph), held[0].here
+            if torch.equal(here, torch.arange(len(matrix))):
+                return matrix.reshape(reference.shape) if reference.ndim == 1 else matrix
+        parts = [h.use.matrix(self.graph)[h.there] for h in held]
+        here = torch.cat([h.here for h in held])
+        return torch.cat(parts)[here.argsort()]
+
+    def _bias(self, held: list[Held], reference: Tensor) -> Tensor | None:
+        parts: list[Tensor] = []
+        for h in held:
+            rows = len(h.use.matrix(self.graph))
+            at = h.use.bias
+            if at is None and h.use.kind != "norm":
+                count = rows if h.use.kind == "product" else self.graph[h.use.constant].numel()
+                later = added(self.graph, h.use.out, count)
+                at = later[1] if later else None
+            if at is None or (self.graph[at].numel() != rows and h.use.kind == "product"):
+                return None
+            flat = self.graph[at].flatten()
+            parts.append(flat if h.use.kind in ("norm", "scaling") else flat[h.there])
+        if held[0].use.kind in ("norm", "scaling"):
+            return parts[0]
+        here = torch.cat([h.here for h in held])
+        return torch.cat(parts)[here.argsort()]
+
+    def _shift(self, use: Use, constant: Tensor, reference: Tensor, step: Step) -> Tensor:
+        """A norm's weight from the factor in use: the checkpoint's, the code's own parameter, or the factor itself."""
+        offset = float(vars(step.op).get("offset", 0.0))
+        if _close(constant, offset + reference.float()):
+            return reference
+        leaf = root(self.graph, use.constant)
+        if leaf.owner is not None and leaf.value is not None and leaf.value.numel() == reference.numel():
+            return leaf.value.reshape(reference.shape)
+        return (constant.float() - offset).to(reference.dtype)
+
+
+def _unscaled(table: Tensor, reference: Tensor, step: Step) -> Tensor:
+    """An embedding table whose factor was multiplied in beforehand holds the checkpoint's table."""
+    factor = float(vars(step.op).get("factor", 1.0))
+    folded = factor != 1.0 and table.shape == reference.shape
+    return reference if folded and _close(table, factor * reference.float()) else table
+
+
+def _close(x: Tensor, y: Tensor) -> bool:
+    """Equal but for the rounding of one multiplication or sum."""
+    return torch.allclose(x.float(), y, rtol=1e-6 if x.dtype == torch.float32 else 1e-2, atol=0.0)

@@ -1,0 +1,208 @@
+"""A mode of torch that sees every function call while a module runs."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from twinlens.capture.calling import Call, invoke
+from twinlens.capture.graph import ALIAS, LEAF, Graph, Node
+from twinlens.capture.memory import form, memory_of, overlap, tensors, written_by
+from twinlens.errors import CaptureError
+
+FACTORIES = frozenset(
+    f"{kind}{form}" for kind in ("ones", "zeros", "empty", "full", "rand", "randn") for form in ("_like",)
+) | {"new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"}
+"""Functions whose result has a shape or a dtype of what they are given, and nothing of its values."""
+
+
+Replacement = Callable[[Mapping[int, Tensor]], Tensor]
+
+
+def trace(module: nn.Module, tokens: Tensor, *, mask: Tensor | None = None, call: Call | None = None) -> Graph:
+    """One call of `module` as a graph with all its tensors.
+
+    Raises CaptureError where the module fails or returns nothing that holds logits.
+    """
+    return Tracer(module, tokens, mask).run(module, call)
+
+
+class Tracer(TorchFunctionMode):
+    """Sees every torch call of one run.
+
+    `keep`: keys of the nodes whose tensors stay (default: all). `replace`: by key, functions from the
+    tensors kept so far, by key, and the node's own, to the one that takes its place.
+    """
+
+    def __init__(
+        self, module: nn.Module, tokens: Tensor, mask: Tensor | None, keep: frozenset[int] | None = None,
+        replace: Mapping[int, Replacement] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.nodes: list[Node] = []
+        self.given = (tokens, mask)
+        self._keep, self._replace = keep, replace or {}
+        self._owners = _owners(module)
+        self._where: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._storages: dict[int, list[weakref.ref[Tensor]]] = {}
+        self._written: dict[int, int] = {}
+        self._held: list[Tensor] = []
+        self._times: dict[int, int] = {}
+        self._kept: dict[int, Tensor] = {}
+        self._form = ""
+        self.replaced = set[int]()
+        self._leaf(tokens, tokens=True)
+        if mask is not None:
+            self._leaf(mask)
+
+    def run(self, module: nn.Module, call: Call | None) -> Graph:
+        """Make the call and close the graph at the logits."""
+        tokens, mask = self.given
+        with torch.no_grad(), self:
+            logits = invoke(module, tokens, mask, call)
+        return self.close(module, logits)
+
+    def close(self, module: nn.Module, logits: Tensor) -> Graph:
+        """The graph of what was seen, which ends at the logits."""
+        tokens, mask = self.given
+        at = self._find(logits)
+        if at is None:
+            raise CaptureError(
+                f"the logits that {type(module).__name__} returned were made by no torch function that can be seen "
+                "(a compiled module, or another library); call the eager module."
+            )
+        self._where.clear()
+        self._storages.clear()
+        self._held.clear()
+        return Graph(self.nodes, tokens, mask, at)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "__get__":  # a property: most are shapes and dtypes, a few (T, mT, data, real) are tensors
+            out = func(*args, **kwargs)
+            if not isinstance(out, Tensor):
+                return out
+            self._form = ""
+            name = getattr(func.__self__, "__name__", "property")
+            return self._made(name, (self._node(args[0]),), out)
+        if name in ("__set__", "requires_grad_", "is_floating_point", "size", "dim", "__len__", "is_complex"):
+            return func(*args, **kwargs)
+        inputs = tuple(self._node(t) for t in tensors((args, kwargs)))
+        self._form = form(args[1:])
+        targets = written_by(name, args, kwargs)
+        if targets:
+            return self._mutation(func, name, args, kwargs, inputs, targets)
+        out = func(*args, **kwargs)
+        return self._made(name, inputs, out)
+
+    def _made(self, name: str, inputs: tuple[int, ...], out: Any) -> Any:
+        if isinstance(out, Tensor):
+            return self._new(name, inputs, out, 0)
+        if isinstance(out, (tuple, list)) and not isinstance(out, torch.Size):
+            made = [self._new(name, inputs, o, slot) if isinstance(o, Tensor) else o for slot, o in enumerate(out)]
+            if self._replace and any(a is not b for a, b in zip(made, out, strict=True)):
+                return type(out)(made)
+        return out
+
+    def _new(self, name: str, inputs: tuple[int, ...], out: Tensor, slot: int) -> Tensor:
+        at = self._find(out)
+        if at is not None:  # the function returned what it was given
+            return out
+        return self._add(name, () if name in FACTORIES else inputs, out, slot)
+
+    def _add(
+        self, name: str, inputs: tuple[int, ...], out: Tensor, slot: int = 0, owner: str | None = None,
+        tokens: bool = False,
+    ) -> Tensor:  # fmt: skip
+        index = len(self.nodes)
+        key = self._key(name, inputs, slot, owner)
+        if key in self._replace:
+            out = self._replace[key](self._kept | {key: out})
+            self.replaced.add(key)
+        kept = self._keep is None or key in self._keep
+        if kept and self._replace:
+            self._kept[key] = out
+        descends = tokens or any(self.nodes[i].tokens for i in inputs)
+        value = out if kept else None
+        self.nodes.append(Node(index, name, inputs, slot, owner, descends, value, key))
+        self._register(out, index)
+        return out
+
+    def _key(self, name: str, inputs: tuple[int, ...], slot: int, owner: str | None) -> int:
+        plain = hash((name, slot, owner, self._form, *(self.nodes[i].key for i in inputs)))
+        times = self._times.get(plain, 0)
+        self._times[plain] = times + 1
+        return plain if times == 0 else hash((plain, times))
+
+    def _register(self, tensor: Tensor, index: int) -> None:
+        ref = weakref.ref(tensor)
+        self._where[id(tensor)] = ref, index
+        storage = memory_of(tensor)
+        if storage:
+            self._storages.setdefault(storage, []).append(ref)
+        if self._keep is None:
+            self._held.append(tensor)
+
+    def _find(self, tensor: Tensor) -> int | None:
+        known = self._where.get(id(tensor))
+        return known[1] if known is not None and known[0]() is tensor else None
+
+    def _node(self, tensor: Tensor) -> int:
+        at = self._find(tensor)
+        return self._leaf(tensor) if at is None else at
+
+    def _leaf(self, tensor: Tensor, *, tokens: bool = False) -> int:
+        """A tensor that no call has made; if its memory was written before, it depends on that write."""
+        self._form = ""
+        storage = memory_of(tensor)
+        alive = storage and any(ref() is not None for ref in self._storages.get(storage, ()))
+        written = self._written.get(storage) if alive else None
+        inputs = () if written is None else (written,)
+        self._add(LEAF, inputs, tensor, owner=self._owners.get(id(tensor)), tokens=tokens)
+        return len(self.nodes) - 1
+
+    def _mutation(
+        self, func: Any, name: str, args: Any, kwargs: Any, inputs: tuple[int, ...], targets: list[Tensor]
+    ) -> Any:
+        """Values seen before are saved from the write; whatever shares the memory depends on it afterwards."""
+        aliases = [(t, self._node(t)) for target in targets for t in self._sharing(target)]
+        for tensor, at in aliases:
+            node = self.nodes[at]
+            if node.value is tensor:
+                node.value = tensor.detach().clone()
+        out = func(*args, **kwargs)
+        for target in targets:
+            self._forget(target)
+            self._add(name, inputs, target)
+        made = len(self.nodes) - 1
+        for tensor, at in aliases:
+            if all(tensor is not target for target in targets):
+                self._forget(tensor)
+                self._add(ALIAS, (at, made), tensor)
+        for target in targets:
+            self._written[memory_of(target)] = made
+        return out if out is None or self._find(out) is not None else self._made(name, (made,), out)
+
+    def _forget(self, tensor: Tensor) -> None:
+        self._where.pop(id(tensor), None)
+
+    def _sharing(self, target: Tensor) -> Iterator[Tensor]:
+        seen = set[int]()
+        for ref in self._storages.get(memory_of(target), ()):
+            tensor = ref()
+            if tensor is not None and id(tensor) not in seen and (tensor is target or overlap(tensor, target)):
+                seen.add(id(tensor))
+                yield tensor
+
+
+def _owners(module: nn.Module) -> dict[int, str]:
+    named = [*module.named_buffers(remove_duplicate=False), *module.named_parameters(remove_duplicate=False)]
+    return {id(tensor): name for name, tensor in reversed(named)}
