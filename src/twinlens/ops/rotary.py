@@ -37,7 +37,12 @@ class RotaryTable(Op):
     high_freq_factor: float = number(4.0, parameter=_P, tied=True)
     original_max_position: float = number(8192.0, parameter=_P, tied=True)
     attention_factor: float = number(1.0, parameter="rotary.attention_factor", tied=True)
-    dtype: torch.dtype | None = precision(torch.float32, torch.bfloat16, torch.float64, parameter="rotary.dtype")
+    dtype: torch.dtype | None = precision(
+        torch.float32, torch.bfloat16, torch.float64, parameter="rotary.dtype", tied=True
+    )
+    frequency_dtype: torch.dtype | None = precision(
+        None, torch.bfloat16, torch.float16, parameter="rotary.dtype", tied=True
+    )
     angle_dtype: torch.dtype | None = precision(None, torch.bfloat16, parameter="rotary.dtype", tied=True)
     table_dtype: torch.dtype | None = precision(None, torch.bfloat16, parameter="rotary.dtype", tied=True)
     product: str = order("outer", "matmul", "divide")
@@ -76,7 +81,7 @@ class RotaryTable(Op):
             plain = plain / self.factor
         elif self.scaling == "llama3":
             plain = self._llama3(plain)
-        return cast(plain, self.dtype)
+        return cast(cast(plain, self.frequency_dtype), self.dtype)
 
     def _llama3(self, plain: Tensor) -> Tensor:
         low = self.original_max_position / self.low_freq_factor

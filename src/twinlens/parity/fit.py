@@ -142,7 +142,7 @@ class Fit:
             is_off = n.kind.off and u <= max(_SIGMAS * e, 2 * _NEAR_OFF)
             value = None if is_off else float(from_smooth(n.kind, torch.tensor(u, dtype=torch.float64)))
             values.append(value)
-            errors.append(0.0 if value is None else abs(_slope(n.kind, u)) * e)
+            errors.append(0.0 if value is None else abs(slope(n.kind, u)) * e)
         return Fitted(tuple(chosen), tuple(values), tuple(errors), float(r.square().mean().sqrt()))
 
     def _covariance(self, r: Tensor, J: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class Fit:
         return torch.stack([plain, *(inner @ m @ inner for m in meats)]).amax(0)
 
 
-def _slope(kind: Kind, u: float) -> float:
+def slope(kind: Kind, u: float) -> float:
     """d value / d coordinate."""
     h = max(abs(u), 1e-12) * 1e-6
     up, down = (from_smooth(kind, torch.tensor(u + s, dtype=torch.float64)) for s in (h, -h))

@@ -37,7 +37,7 @@ def discrete(merged: Merged, spec: Spec, native: torch.Tensor) -> Iterator[Chang
                 yield from _others(merged, step, name, kind, now)
     for step in merged.steps:
         if step.op.removable:
-            yield Leave((*_belonging(step, merged), step.writes))
+            yield Leave((*_belonging(step, merged), *_alike(step, merged)))
     yield from streams(merged)
     for step in merged.steps:
         for name, kind, now in kinds(step.op):
@@ -49,6 +49,14 @@ def _others(merged: Merged, step: Step, name: str, kind: Kind, now: Any) -> Iter
     tied = twins(merged.steps, step.writes, name)
     if tied[0] == step.writes:
         yield from (SetField(tied, name, v) for v in kind.alternatives if v != now)
+
+
+def _alike(step: Step, merged: Merged) -> tuple[str, ...]:
+    """The step, with those of its layer that share its fields: queries and keys rotate both, or neither."""
+    if not any(kind.tied for _, kind, _ in kinds(step.op)):
+        return (step.writes,)
+    layer = split(step.writes)[0]
+    return tuple(s.writes for s in merged.steps if type(s.op) is type(step.op) and split(s.writes)[0] == layer)
 
 
 def streams(merged: Merged) -> Iterator[Rewire]:

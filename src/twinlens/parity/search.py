@@ -23,6 +23,7 @@ _ROWS = 24
 _SMALL_ROWS = (3, 9, 33)
 _BEST = 5
 _JOINT = 6
+_OPENINGS = 3
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Search:
         site = self.merged.target
         try:
             native = self.merged.native(variant)
-        except (ValueError, RuntimeError, AssertionError):
+        except (ValueError, RuntimeError, AssertionError, ZeroDivisionError):
             return Score(10**12, float("inf"), Ratio(float("inf"), float("inf")))
         if native.shape[:-1] != self.merged.value.shape[:-1]:
             return Score(10**12, float("inf"), Ratio(float("inf"), float("inf")))
@@ -109,7 +110,7 @@ class Search:
             fine = Variant(tuple(c for c in variant.changes if not self._is_precision(c)))
             try:
                 self._scales[variant] = Scale(self.merged, fine, self.rows, self.merged.native(fine))
-            except (ValueError, RuntimeError, AssertionError):
+            except (ValueError, RuntimeError, AssertionError, ZeroDivisionError):
                 self._scales[variant] = self.scale
         return self.score(variant, self._scales[variant])
 
@@ -202,7 +203,7 @@ class Search:
             for found in tried[:_BEST]:
                 if found.score.support == 0 and self.is_explained(judged := self.judged(found.variant)):
                     return self._pruned(replace(found, score=judged))
-            fitted = [f for t in tried[:_BEST] if (f := self._numbers(t)) is not None]
+            fitted = [f for t in (*tried[:_BEST], *self._openings(tried)) if (f := self._numbers(t)) is not None]
             for found in sorted(fitted, key=lambda f: (f.score.support, f.score.rms)):
                 if self.is_explained(found.score):
                     return self._pruned(found)
@@ -230,9 +231,13 @@ class Search:
                     return [trial, *found]
         return sorted(found, key=lambda f: (f.score.support, f.score.rms))
 
+    def _openings(self, tried: Sequence[Found]) -> list[Found]:
+        """Choices that change nothing yet: they may give a meaning to numbers that had none."""
+        return [t for t in tried[_BEST:] if t.score.rms == self.base.rms and t.score.support == self.base.support][:_OPENINGS]
+
     def _changes(self) -> list[Change]:
         if not hasattr(self, "_all_changes"):
-            last = self.merged.steps[-1]
+            last = next(s for s in reversed(self.merged.steps) if not weighing.is_copy(s))
             self._all_changes: list[Change] = [
                 *hypotheses.discrete(self.merged, self.spec, self.native),
                 *weighing.unseen(self.merged, self.spec, self.own, self.known),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from twinlens import sites
-from twinlens.ops import Project, Unembed
+from twinlens.ops import Add, Project, Unembed
 from twinlens.parity.changes import Use
 from twinlens.parity.merged import Merged
 from twinlens.spec import Spec, Step, Weights
@@ -144,6 +144,11 @@ def _snapped(found: Tensor, known: Tensor) -> Tensor:
     low, high = ordered[at - 1], ordered[at]
     near = torch.where((found - low).abs() < (high - found).abs(), low, high)
     return torch.where((near - found).abs() <= 1e-5 * found.abs().clamp_min(1e-8), near, found)
+
+
+def is_copy(step: Step) -> bool:
+    """Whether a step only gives a site another name."""
+    return isinstance(step.op, Add) and len(step.reads) == 1
 
 
 def solved(merged: Merged, step: Step, native: Tensor, mask: Tensor) -> Iterator[Use]:
