@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,8 +187,9 @@ class Elsewhere:
         from twinlens.environments.elsewhere import record_elsewhere
 
         say(f"recording {self.name}")
-        self.folder = tempfile.TemporaryDirectory(prefix="twinlens-")  # lives as long as the subject
-        out = Path(self.folder.name) / "recording"
+        folder = tempfile.mkdtemp(prefix="twinlens-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)  # it lives as long as the subject
+        out = Path(folder) / "recording"
         made = record_elsewhere(self.source, tokens, mask, out, mend=self.mend, say=say)
         self.words = list(made.about.get("mended", []))
         return made
