@@ -11,6 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.tiny import tiny_gpt2, tiny_llama
+from twinlens.families import declare
+from twinlens.spec import Spec
+
 Truth = dict[str, Tensor]
 
 
@@ -188,3 +192,29 @@ class SplitGPT2(nn.Module):
         t["ln_final.hook_out"] = n = n * self.lf + self.bf
         t["logits"] = n @ self.e.T
         return t["logits"]
+
+
+def ports() -> list[tuple[str, nn.Module, Spec, Truth]]:
+    """Each port, with the declaration and the checkpoint that it is held against."""
+    found: list[tuple[str, nn.Module, Spec, Truth]] = []
+    model = tiny_llama()
+    spec, weights = declare(model.config.to_dict()), dict(model.state_dict())
+    how = {"layers": 3, "heads": 4, "kv": 2, "width": 12, "eps": model.config.rms_norm_eps}
+    for name, change in (
+        ("fused, interleaved, flattened, in place", {}),
+        ("fused, interleaved, in place", {"flat": False}),
+        ("fused, interleaved, flattened, rotary base", {"base": 500.0}),
+    ):
+        port = FusedLlama(weights, **({"base": 7000.0} | how | change))
+        found.append((f"llama port: {name}", port, spec, weights))
+    damaged = dict(weights)
+    key = "model.layers.1.self_attn.k_proj.weight"
+    damaged[key] = weights[key].clone()
+    damaged[key][5:8] = 0.1
+    port = FusedLlama(damaged, base=7000.0, **how)
+    found.append(("llama port: fused, rows of k damaged", port, spec, weights))
+    model = tiny_gpt2()
+    spec, weights = declare(model.config.to_dict()), dict(model.state_dict())
+    port = SplitGPT2(weights, layers=3, heads=4, eps=model.config.layer_norm_epsilon)
+    found.append(("gpt2 port: weights by head, einsum", port, spec, weights))
+    return found
