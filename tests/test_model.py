@@ -219,7 +219,7 @@ import json, sys
 import twinlens, twinlens.checkpoint, twinlens.model
 print(json.dumps([m for m in ("transformers", "rich", "typer", "numpy.f2py") if m in sys.modules]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     assert json.loads(done.stdout) == []
 
 

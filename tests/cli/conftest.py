@@ -46,6 +46,6 @@ def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[s
         text=True,
         encoding="utf-8",
         env=environ | {"OMP_NUM_THREADS": "1"},
-        timeout=120,
+        timeout=300,
         check=False,
     )

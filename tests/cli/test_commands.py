@@ -94,5 +94,5 @@ def test_an_interruption_is_130_in_one_line(models: Path) -> None:
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=300)
     assert (process.returncode, said) == (130, "twinlens: interrupted\n")
