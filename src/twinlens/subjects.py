@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from twinlens.capture import Placement
 from twinlens.capture import record as capture_record
 from twinlens.checkpoint import Checkpoint, from_module, open_checkpoint
 from twinlens.errors import ComparisonError, SourceError
@@ -39,6 +40,8 @@ class Declaration:
     spec: Spec
     weights: Weights
     checkpoint: Checkpoint | None = None
+    placements: list[Placement] = field(default_factory=list[Placement], repr=False, compare=False)
+    """Where the sites of modules are that were recorded under it."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, attention: str = "eager", dtype: torch.dtype | None = None) -> Declaration:
@@ -100,6 +103,7 @@ class Live:
             return capture_record(
                 self.module, declared.spec, declared.weights, tokens.to(at),
                 mask=None if mask is None else mask.to(at), call=self.call, about=self.about,
+                known=declared.placements,
             )  # fmt: skip
         finally:
             self.module.train(training)
