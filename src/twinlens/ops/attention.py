@@ -13,7 +13,7 @@ from torch import Tensor
 
 from twinlens.fields import choice, integer, number, order, precision
 from twinlens.ops.base import Op
-from twinlens.ops.project import soft_cap
+from twinlens.ops.project import soft_cap, summed
 from twinlens.shapes import Bool, Float, Int
 
 
@@ -73,7 +73,8 @@ class Scores(Op):
 
     def magnitude(self, q: Tensor, k: Tensor, mask: Tensor, slots: Tensor) -> Tensor:
         k = for_each_query_head(k, q.shape[2], self.kv_map)
-        size = torch.matmul(q.abs().transpose(1, 2), k.abs().permute(0, 2, 3, 1)) / abs(float(self.scale))
+        squares = torch.matmul(q.square().transpose(1, 2), k.square().permute(0, 2, 3, 1))
+        size = summed(squares, q.shape[-1]) / abs(float(self.scale))
         return size.masked_fill(~self.allowed(mask, slots), 0.0)
 
 
@@ -116,7 +117,8 @@ class Mix(Op):
         return z.transpose(1, 2)
 
     def magnitude(self, pattern: Tensor, v: Tensor) -> Tensor:
-        return self.exact()(pattern.abs(), v.abs())
+        keys = (pattern != 0).sum(-1).transpose(1, 2).unsqueeze(-1)  # what is nothing rounds nothing
+        return summed(self.exact()(pattern.square(), v.square()), keys)
 
     def fused(self) -> Callable[..., Tensor] | None:
         return self._sdpa if self.kernel == "sdpa" else None

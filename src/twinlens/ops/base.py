@@ -39,9 +39,9 @@ class Op:
     def magnitude(self, *reads: Any, **weights: Any) -> Tensor:
         """Entry by entry, what one unit of roundoff inside this step is multiplied by, in float64.
 
-        For y = W x + b this is |W| |x| + |b| (Higham, Accuracy and Stability of Numerical
-        Algorithms, section 3.5); the default, the magnitude of the result, is that of a step of a
-        few multiplications.
+        For y = W x + b it is √n times the root of Σ (W x)², term by term, and |b| (`project.summed`): at least
+        |W| |x| + |b| (Higham, Accuracy and Stability of Numerical Algorithms, section 3.5). The default, the magnitude
+        of the result, is that of a step of a few multiplications.
         """
         return self(*reads, **weights).abs()
 

@@ -42,7 +42,8 @@ class Project(Op):
         return y.unflatten(-1, (self.heads, -1)) if self.heads else y
 
     def magnitude(self, x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
-        y = F.linear(x.flatten(2).abs(), W.abs(), None if b is None else b.abs())
+        y = summed(F.linear(x.flatten(2).square(), W.square()), W.shape[1])
+        y = y if b is None else y + b.abs()
         return y.unflatten(-1, (self.heads, -1)) if self.heads else y
 
 
@@ -99,7 +100,8 @@ class Unembed(Op):
         return soft_cap(y, self.softcap, self.scaling)
 
     def magnitude(self, x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
-        y = F.linear(x.abs(), W.abs(), None if b is None else b.abs()) * abs(float(self.factor))
+        y = summed(F.linear(x.square(), W.square()), W.shape[1])
+        y = (y if b is None else y + b.abs()) * abs(float(self.factor))
         return y if self.softcap is None else y + self(x, W, b).abs()
 
 
@@ -108,6 +110,15 @@ def soft_cap(x: Tensor, cap: float | None, scaling: str = "divide") -> Tensor:
     if cap is None:
         return x
     return torch.tanh(x / cap if scaling == "divide" else x * (1.0 / cap)) * cap
+
+
+def summed(squares: Tensor, terms: Tensor | int) -> Tensor:
+    """What one unit of roundoff in a sum is multiplied by: √(n Σ tᵢ²), which is at least Σ |tᵢ|.
+
+    The two are equal where all terms are alike. Where one is far larger, each of the n - 1 additions after it rounds
+    at its size, and n roundings add up as √n (Higham and Mary 2019).
+    """
+    return (squares * terms).sqrt()
 
 
 def multiply(x: Tensor, W: Tensor, b: Tensor | None, how: str, heads: int, from_heads: bool) -> Tensor:
