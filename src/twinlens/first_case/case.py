@@ -19,8 +19,9 @@ from twinlens.first_case.measure import Apart, apart
 from twinlens.parity.rounding import equal
 from twinlens.recording import Recording
 from twinlens.repair import wanted
-from twinlens.repair.instructions import Instruction, to_json
+from twinlens.repair.instructions import Instruction, read, to_json
 from twinlens.sources.parse import SourceString, parse
+from twinlens.spec import Spec
 from twinlens.subjects import Declaration, Recorded, Say, declared_at, subject
 from twinlens.text import format_spec
 
@@ -137,17 +138,13 @@ def run(bench: Bench, candidate: SourceString, tl: Recording, attention: str) ->
     last = Recorded(stages[-1].recording, str(candidate))
     after = compared((sides[0], last), declared, bench.tokens, None)
     shipped = [apart(spec, tl.sites, recording.sites, tl.mask) for recording in (made[0], made[-1])]
-    return Case(
-        attention, reference, tl, report, stages, after, not any(a.unequal for a in shipped)
-    )
+    return Case(attention, reference, tl, report, stages, after, not any(a.unequal for a in shipped))
 
 
-def _mended(
-    bench: Bench, candidate: SourceString, report: Report, stages: Sequence[Wanted]
-) -> list[Recording]:
+def _mended(bench: Bench, candidate: SourceString, report: Report, stages: Sequence[Wanted]) -> list[Recording]:
     """A recording after each stage, and a last one with everything taken back."""
     assert report.judge is not None
-    these = wanted(report, order=True)
+    spec, these = report.judge.reference_spec, wanted(report, order=True)
     chosen = [[i for i in these if wants(i)] for wants in (*stages, lambda i: False)]
     python = make(candidate.requirements, bench.say)
     out = Path(tempfile.mkdtemp(prefix="stages-", dir=bench.folder))
@@ -155,12 +152,22 @@ def _mended(
     job = {
         "source": str(SourceString(candidate.kind, candidate.path, candidate.options)),
         "tokens": str(out / "tokens.safetensors"),
-        "spec": format_spec(report.judge.reference_spec),
-        "stages": [to_json(stage) for stage in chosen],
+        "stages": [{"spec": format_spec(target(spec, these, stage)), "mend": to_json(stage)} for stage in chosen],
         "out": str(out),
     }
     run_recorder(python, job, bench.say, module="twinlens.first_case.stages")
     return [Recording.load(out / str(number)) for number in range(len(chosen))]
+
+
+def target(spec: Spec, these: list[Instruction], chosen: list[Instruction]) -> Spec:
+    """What the candidate computes once `chosen` is mended: the rest is as it has it.
+
+    Judged by the reference alone, a handle that mends one of two faults in a step may look worse.
+    """
+    for i in these:
+        if i not in chosen:
+            spec = spec.set_fields(i.sites, i.name, read(i.candidate))
+    return spec
 
 
 def tried(case: Case, field: str, value: str) -> tuple[int, int]:

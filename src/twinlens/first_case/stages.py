@@ -29,11 +29,10 @@ def run(job: dict[str, Any]) -> None:
     say(progress=f"building {source.kind}:{Path(source.path).name}")
     built = build(source)
     spec, weights = declaration(source.path, built.module, source.options)
-    reference = parse_spec(job["spec"])
-    for number, mend in enumerate(job["stages"]):
+    for number, stage in enumerate(job["stages"]):
         say(progress=f"mending, stage {number + 1} of {len(job['stages'])}")
-        mender = Mender(built.module, reference, weights, tokens, None, built.call)
-        done = mender(from_json(mend))
+        mender = Mender(built.module, parse_spec(stage["spec"]), weights, tokens, None, built.call)
+        done = mender(from_json(stage["mend"]))
         about = {**built.about, "mended": done.words}
         made = record(built.module, spec, weights, tokens, call=built.call, about=about)
         made.save(Path(job["out"]) / str(number))
