@@ -75,12 +75,12 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
             bias=bias,
         )
         yield from norm("ln1_post", "attn.hook_out", "post_attention_layernorm")
-        yield rows.copy(f"{at}.hook_attn_out", f"{at}.ln1_post.hook_out")
+        yield rows.branch(f"{at}.hook_attn_out", f"{at}.ln1_post.hook_out")
         yield rows.residual(f"{at}.hook_resid_mid", f"{at}.hook_resid_pre", f"{at}.hook_attn_out")
         yield from norm("ln2", "hook_resid_mid", "pre_feedforward_layernorm")
         yield from rows.gated_mlp(i, f"{at}.ln2.hook_out", f"{name}.mlp", act, bias=False)
         yield from norm("ln2_post", "mlp.hook_out", "post_feedforward_layernorm")
-        yield rows.copy(f"{at}.hook_mlp_out", f"{at}.ln2_post.hook_out")
+        yield rows.branch(f"{at}.hook_mlp_out", f"{at}.ln2_post.hook_out")
         stream = f"{at}.hook_resid_post"
         yield rows.residual(stream, f"{at}.hook_resid_mid", f"{at}.hook_mlp_out")
     yield from rows.norm("ln_final", stream, normalize, weight, ("model.norm.weight",))

@@ -96,7 +96,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
             bias=True,
             transposed=True,
         )
-        yield rows.copy(f"{at}.hook_attn_out", f"{at}.attn.hook_out")
+        yield rows.branch(f"{at}.hook_attn_out", f"{at}.attn.hook_out")
         yield Step(f"{at}.hook_resid_mid", Add(), (f"{at}.hook_resid_pre", f"{at}.hook_attn_out"))
         yield from norm("ln2", "hook_resid_mid", "ln_2")
         yield rows.project(
@@ -116,7 +116,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
             bias=True,
             transposed=True,
         )
-        yield rows.copy(f"{at}.hook_mlp_out", f"{at}.mlp.hook_out")
+        yield rows.branch(f"{at}.hook_mlp_out", f"{at}.mlp.hook_out")
         stream = f"{at}.hook_resid_post"
         yield rows.residual(stream, f"{at}.hook_resid_mid", f"{at}.hook_mlp_out")
     yield from rows.norm(

@@ -80,7 +80,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
             Project(from_heads=True),
             bias=bias,
         )
-        yield rows.copy(f"{at}.hook_attn_out", f"{at}.attn.hook_out")
+        yield rows.branch(f"{at}.hook_attn_out", f"{at}.attn.hook_out")
         yield rows.residual(f"{at}.hook_resid_mid", f"{at}.hook_resid_pre", f"{at}.hook_attn_out")
         yield from rows.norm(
             f"{at}.ln2",
@@ -90,7 +90,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
             (f"{name}.post_attention_layernorm.weight",),
         )
         yield from rows.gated_mlp(i, f"{at}.ln2.hook_out", f"{name}.mlp", act, bias=mlp_bias)
-        yield rows.copy(f"{at}.hook_mlp_out", f"{at}.mlp.hook_out")
+        yield rows.branch(f"{at}.hook_mlp_out", f"{at}.mlp.hook_out")
         stream = f"{at}.hook_resid_post"
         yield rows.residual(stream, f"{at}.hook_resid_mid", f"{at}.hook_mlp_out")
     yield from rows.norm("ln_final", stream, norm, NormWeight(), ("model.norm.weight",))

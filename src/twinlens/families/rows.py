@@ -9,7 +9,7 @@ import torch
 from twinlens.errors import ConfigError
 from twinlens.families.config import Config
 from twinlens.ops import (
-    Add,
+    Add, Branch,
     Gate,
     Mix,
     Normalize,
@@ -76,6 +76,11 @@ def gated_mlp(layer: int, reads: str, name: str, act: str, *, bias: bool) -> Ite
 def copy(writes: str, reads: str) -> Step:
     """A site that is another one."""
     return Step(writes, Add(), (reads,))
+
+
+def branch(writes: str, reads: str) -> Step:
+    """What a block adds to the residual stream."""
+    return Step(writes, Branch(), (reads,))
 
 
 def residual(writes: str, stream: str, branch: str) -> Step:

@@ -2,7 +2,7 @@
 
 from twinlens.ops.attention import Mix, Scores, Softmax
 from twinlens.ops.base import REGISTRY, Op
-from twinlens.ops.embed import Add, Embed, PositionEmbed
+from twinlens.ops.embed import Add, Branch, Embed, PositionEmbed
 from twinlens.ops.mlp import Activate, Gate
 from twinlens.ops.norm import Normalize, NormWeight
 from twinlens.ops.project import Part, Project, Unembed
@@ -12,6 +12,7 @@ __all__ = [
     "REGISTRY",
     "Activate",
     "Add",
+    "Branch",
     "Embed",
     "Gate",
     "Mix",

@@ -44,6 +44,16 @@ class PositionEmbed(Op):
 
 
 @dataclass(frozen=True)
+class Branch(Op):
+    """What a block adds to the residual stream: factor · y (Granite's residual_multiplier)."""
+
+    factor: float = number(1.0, parameter="residual.scale")
+
+    def __call__(self, y: Float[Tensor, "b p d"]) -> Float[Tensor, "b p d"]:
+        return y if isinstance(self.factor, float) and self.factor == 1.0 else y * self.factor
+
+
+@dataclass(frozen=True)
 class Add(Op):
     """The residual stream: x + factor · y; with one read, a copy."""
 

@@ -126,6 +126,8 @@ def _worst(e: Tensor, scale: Tensor) -> float:
     worst = 0.0
     for axis in (-1, 0):
         top, bottom = e.mean(axis), scale.mean(axis)
+        if not bool(torch.isfinite(top).all()):
+            return float("inf")
         worst = max(worst, float(torch.where(top == 0, top, top / bottom.clamp_min(1e-300)).max()))
     return worst**0.5
 

@@ -132,6 +132,11 @@ class Search:
             return start
         if not thorough:
             return self._sharp(self._numbers(start))
+        if not self.known and len(self.merged.steps) > 1:
+            for uses in weighing.exchanged(self.merged, self.spec):
+                found = Found(Variant(uses), self.score(Variant(uses), self.scale))
+                if found.score.rms < 0.1 * self.base.rms and self.is_explained(judged := self.judged(found.variant)):
+                    return replace(found, score=judged)
         singles = self._singles([start, *like[:1]])
         good = [s for s in (replace(s, score=self.judged(s.variant)) for s in singles[:_BEST]) if self._settled(s)]
         exact = next((s for s in good if orders.matches(self.merged, s.variant)), None)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from twinlens import sites
-from twinlens.ops import Add, Project, Unembed
+from twinlens.ops import Add, Branch, Project, Unembed
 from twinlens.parity.changes import Use
 from twinlens.parity.merged import Merged
 from twinlens.spec import Spec, Step, Weights
@@ -118,6 +118,16 @@ def unseen(merged: Merged, spec: Spec, own: dict[str, Tensor], known: frozenset[
                     yield Use(step.writes, argument, merged.weights(other), weight.name, f"holds {other}", other)
 
 
+def exchanged(merged: Merged, spec: Spec) -> Iterator[tuple[Use, ...]]:
+    """Every weight of the step from another layer."""
+    slots = [(s, a, w.name, same_kind(spec, w.name)) for s in merged.steps for a, w in s.weights]
+    slots = [row for row in slots if len(row[3]) > 1]
+    for i in range(max((len(names) for *_, names in slots), default=0)):
+        others = [(s, a, name, names[i]) for s, a, name, names in slots if i < len(names) and names[i] != name]
+        if others:
+            yield tuple(Use(s.writes, a, merged.weights(o), name, f"holds {o}", o) for s, a, name, o in others)
+
+
 def whole(merged: Merged, step: Step, mask: Tensor) -> Iterator[Use]:
     """The weight that maps what the step read to what it gave, where more rows were seen than it has columns."""
     arguments = dict(step.weights)
@@ -148,7 +158,7 @@ def _snapped(found: Tensor, known: Tensor) -> Tensor:
 
 def is_copy(step: Step) -> bool:
     """Whether a step only gives a site another name."""
-    return isinstance(step.op, Add) and len(step.reads) == 1
+    return isinstance(step.op, Add | Branch) and len(step.reads) == 1
 
 
 def solved(merged: Merged, step: Step, native: Tensor, mask: Tensor) -> Iterator[Use]:
@@ -163,10 +173,13 @@ def solved(merged: Merged, step: Step, native: Tensor, mask: Tensor) -> Iterator
     bias = error.mean(0)
     if "b" not in dict(step.weights) and bool((error - bias).norm() < 0.05 * error.norm()):
         yield Use(step.writes, "b", bias.to(merged.value.dtype), name.removesuffix("weight") + "bias", "added")
+    if "b" in dict(step.weights):
+        known = merged.weights(dict(step.weights)["b"].name).double()
+        y, n = y - known, n - known
     factor = (y * n).sum(0) / n.square().sum(0).clamp_min(1e-300)
     left = (y - factor * n).square().sum(0)
     rows = ((factor - 1).abs() > 1e-4) & (left < 0.01 * error.square().sum(0))
-    if bool(rows.any()) and "b" not in dict(step.weights):
+    if bool(rows.any()):
         weight = merged.weights(name)
         view = dict(step.weights)["W"].view(weight).clone()
         view[rows] = (view[rows].double() * factor[rows, None]).to(view.dtype)
