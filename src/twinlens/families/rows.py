@@ -9,7 +9,8 @@ import torch
 from twinlens.errors import ConfigError
 from twinlens.families.config import Config
 from twinlens.ops import (
-    Add, Branch,
+    Add,
+    Branch,
     Gate,
     Mix,
     Normalize,

@@ -238,7 +238,9 @@ class Search:
 
     def _openings(self, tried: Sequence[Found]) -> list[Found]:
         """Choices that change nothing yet: they may give a meaning to numbers that had none."""
-        return [t for t in tried[_BEST:] if t.score.rms == self.base.rms and t.score.support == self.base.support][:_OPENINGS]
+        return [t for t in tried[_BEST:] if t.score.rms == self.base.rms and t.score.support == self.base.support][
+            :_OPENINGS
+        ]
 
     def _changes(self) -> list[Change]:
         if not hasattr(self, "_all_changes"):
