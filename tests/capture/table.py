@@ -54,9 +54,7 @@ def row(c: Candidate) -> Row:
     tokens, _ = probe(c.spec, None)
     graph = trace(c.module, tokens)
     placement = align(graph, c.spec, c.weights.__getitem__)
-    truth = evaluate(
-        c.truth.steps, inputs_of(graph), c.truth_weights.__getitem__, keep=c.truth.sites
-    )
+    truth = evaluate(c.truth.steps, inputs_of(graph), c.truth_weights.__getitem__, keep=c.truth.sites)
     check_truth(c, graph[graph.logits], truth["logits"])
     return judged(c.name, graph, placement, c.spec, truth, c.absent)
 
@@ -72,9 +70,7 @@ def judged(
     wrong = [
         site
         for site, seen in placement.reads(graph, spec.shape)
-        if site not in truth
-        or split(site)[1] in absent
-        or not right(site, seen, truth[site], spec.dtype)
+        if site not in truth or split(site)[1] in absent or not right(site, seen, truth[site], spec.dtype)
     ]
     return Row(name, str(spec.dtype).removeprefix("torch."), placement.evidence(spec), wrong)
 
