@@ -248,7 +248,7 @@ class Search:
             self._all_changes: list[Change] = [
                 *hypotheses.discrete(self.merged, self.spec, self.native),
                 *weighing.unseen(self.merged, self.spec, self.own, self.known),
-                *weighing.solved(self.merged, last, self.native, self.merged.sites["mask"]),
+                *weighing.solved(self.merged, last, self.native, self.merged.sites["mask"], self.known),
             ]
         return self._all_changes
 

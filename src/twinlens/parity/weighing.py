@@ -113,9 +113,16 @@ def unseen(merged: Merged, spec: Spec, own: dict[str, Tensor], known: frozenset[
                 yield Use(step.writes, "b", None, weight.name, "missing")
             if tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]:
                 yield Use(step.writes, argument, tensor.T, weight.name, "transposed", weight.name)
-            for other in same_kind(spec, weight.name):
-                if other != weight.name:
+            for other in (*same_kind(spec, weight.name), *_outside(spec, step)):
+                if other != weight.name and merged.weights(other).shape == tensor.shape:
                     yield Use(step.writes, argument, merged.weights(other), weight.name, f"holds {other}", other)
+
+
+def _outside(spec: Spec, step: Step) -> list[str]:
+    """Weights outside any layer, for a step that is outside: a head may hold the embedding."""
+    if sites.split(step.writes)[0] is not None:
+        return []
+    return [w.name for s in spec.steps if sites.split(s.writes)[0] is None for _, w in s.weights]
 
 
 def exchanged(merged: Merged, spec: Spec) -> Iterator[tuple[Use, ...]]:
@@ -161,11 +168,11 @@ def is_copy(step: Step) -> bool:
     return isinstance(step.op, Add | Branch) and len(step.reads) == 1
 
 
-def solved(merged: Merged, step: Step, native: Tensor, mask: Tensor) -> Iterator[Use]:
+def solved(merged: Merged, step: Step, native: Tensor, mask: Tensor, known: frozenset[str]) -> Iterator[Use]:
     """Rows of the last product's weight that are scaled, and a bias that is added, read off the error itself."""
     if not isinstance(step.op, Project | Unembed):
         return
-    if len(merged.steps) == 1:
+    if len(merged.steps) == 1 and dict(step.weights)["W"].name not in known:
         yield from whole(merged, step, mask)
     y, n = merged.value.flatten(2)[mask.bool()].double(), native.flatten(2)[mask.bool()].double()
     error = y - n
@@ -174,12 +181,13 @@ def solved(merged: Merged, step: Step, native: Tensor, mask: Tensor) -> Iterator
     if "b" not in dict(step.weights) and bool((error - bias).norm() < 0.05 * error.norm()):
         yield Use(step.writes, "b", bias.to(merged.value.dtype), name.removesuffix("weight") + "bias", "added")
     if "b" in dict(step.weights):
-        known = merged.weights(dict(step.weights)["b"].name).double()
-        y, n = y - known, n - known
+        offset = merged.weights(dict(step.weights)["b"].name).double()
+        y, n = y - offset, n - offset
     factor = (y * n).sum(0) / n.square().sum(0).clamp_min(1e-300)
     left = (y - factor * n).square().sum(0)
     rows = ((factor - 1).abs() > 1e-4) & (left < 0.01 * error.square().sum(0))
-    if bool(rows.any()):
+    common = bool(rows.all()) and float(factor.std()) <= 1e-5 * float(factor.mean().abs())  # a number's, not a weight's
+    if bool(rows.any()) and not common and name not in known:
         weight = merged.weights(name)
         view = dict(step.weights)["W"].view(weight).clone()
         view[rows] = (view[rows].double() * factor[rows, None]).to(view.dtype)
