@@ -11,13 +11,9 @@ from twinlens.families import llama, rows
 from twinlens.families.config import Config
 from twinlens.ops import (
     Embed,
-    Mix,
     Normalize,
     NormWeight,
-    Project,
-    Rotate,
     Scores,
-    Softmax,
     Unembed,
 )
 from twinlens.sites import block
@@ -55,25 +51,8 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
 
         yield rows.copy(f"{at}.hook_resid_pre", stream)
         yield from norm("ln1", "hook_resid_pre", "input_layernorm")
-        for part, heads in (("q", shape.heads), ("k", shape.kv_heads), ("v", shape.kv_heads)):
-            op = Project(heads=heads)
-            yield rows.project(
-                f"{at}.attn.hook_{part}",
-                f"{at}.ln1.hook_out",
-                f"{name}.self_attn.{part}_proj",
-                op,
-                bias=bias,
-            )
-        yield from rows.rotated(i, Rotate(width=e))
         scores = Scores(scale, cap, window if kinds[i] == "sliding_attention" else None)
-        yield from rows.attention(i, scores, Softmax(), Mix(), "hook_rot_q", "hook_rot_k")
-        yield rows.project(
-            f"{at}.attn.hook_out",
-            f"{at}.attn.hook_z",
-            f"{name}.self_attn.o_proj",
-            Project(from_heads=True),
-            bias=bias,
-        )
+        yield from rows.rotary_attention(i, f"{name}.self_attn", shape, scores, bias=bias)
         yield from norm("ln1_post", "attn.hook_out", "post_attention_layernorm")
         yield rows.branch(f"{at}.hook_attn_out", f"{at}.ln1_post.hook_out")
         yield rows.residual(f"{at}.hook_resid_mid", f"{at}.hook_resid_pre", f"{at}.hook_attn_out")

@@ -11,13 +11,9 @@ from twinlens.families import rows
 from twinlens.families.config import Config
 from twinlens.ops import (
     Embed,
-    Mix,
     Normalize,
     NormWeight,
-    Project,
-    Rotate,
     Scores,
-    Softmax,
     Unembed,
 )
 from twinlens.sites import block
@@ -62,24 +58,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
             NormWeight(),
             (f"{name}.input_layernorm.weight",),
         )
-        for part, heads in (("q", shape.heads), ("k", shape.kv_heads), ("v", shape.kv_heads)):
-            op = Project(heads=heads)
-            yield rows.project(
-                f"{at}.attn.hook_{part}",
-                f"{at}.ln1.hook_out",
-                f"{name}.self_attn.{part}_proj",
-                op,
-                bias=bias,
-            )
-        yield from rows.rotated(i, Rotate(width=e))
-        yield from rows.attention(i, Scores(scale=sqrt(e)), Softmax(), Mix(), "hook_rot_q", "hook_rot_k")
-        yield rows.project(
-            f"{at}.attn.hook_out",
-            f"{at}.attn.hook_z",
-            f"{name}.self_attn.o_proj",
-            Project(from_heads=True),
-            bias=bias,
-        )
+        yield from rows.rotary_attention(i, f"{name}.self_attn", shape, Scores(scale=sqrt(e)), bias=bias)
         yield rows.branch(f"{at}.hook_attn_out", f"{at}.attn.hook_out")
         yield rows.residual(f"{at}.hook_resid_mid", f"{at}.hook_resid_pre", f"{at}.hook_attn_out")
         yield from rows.norm(

@@ -22,7 +22,7 @@ from twinlens.ops import (
     Softmax,
 )
 from twinlens.sites import block
-from twinlens.spec import Step, Weight
+from twinlens.spec import Shape, Step, Weight
 
 
 def norm(site: str, reads: str, normalize: Normalize, weight: NormWeight, names: tuple[str, ...]) -> Iterator[Step]:
@@ -63,6 +63,17 @@ def attention(layer: int, scores: Scores, softmax: Softmax, mix: Mix, q: str, k:
     yield Step(f"{at}.hook_attn_scores", scores, reads)
     yield Step(f"{at}.hook_pattern", softmax, (f"{at}.hook_attn_scores",))
     yield Step(f"{at}.hook_z", mix, (f"{at}.hook_pattern", f"{at}.hook_v"))
+
+
+def rotary_attention(layer: int, name: str, shape: Shape, scores: Scores, *, bias: bool) -> Iterator[Step]:
+    """From `ln1.hook_out` to `attn.hook_out`, by the products q_proj, k_proj, v_proj and o_proj of `name`."""
+    at = block(layer, "attn")
+    for part, heads in (("q", shape.heads), ("k", shape.kv_heads), ("v", shape.kv_heads)):
+        reads = block(layer, "ln1.hook_out")
+        yield project(f"{at}.hook_{part}", reads, f"{name}.{part}_proj", Project(heads=heads), bias=bias)
+    yield from rotated(layer, Rotate(width=shape.head_width))
+    yield from attention(layer, scores, Softmax(), Mix(), "hook_rot_q", "hook_rot_k")
+    yield project(f"{at}.hook_out", f"{at}.hook_z", f"{name}.o_proj", Project(from_heads=True), bias=bias)
 
 
 def gated_mlp(layer: int, reads: str, name: str, act: str, *, bias: bool) -> Iterator[Step]:
