@@ -45,10 +45,17 @@ def run(job: dict[str, Any]) -> None:
         built.module, spec, weights, tokens, mask=mask, call=built.call, about={**built.about, "mended": words}
     )
     made.config = dict(built.config or {})
-    made.checkpoint = {"path": str(built.checkpoint)} if built.checkpoint else None
+    made.checkpoint = hashed(built.checkpoint)
     say(progress="writing")
     made.save(job["out"], overwrite=bool(job.get("overwrite")))
     say(done=str(job["out"]))
+
+
+def hashed(path: Path | None) -> dict[str, Any] | None:
+    """Where the checkpoint is and, for a folder, which it is."""
+    if path is None:
+        return None
+    return {"path": str(path)} | ({"sha256": open_checkpoint(path).fingerprint()} if path.is_dir() else {})
 
 
 def declaration(path: str, module: torch.nn.Module, options: dict[str, str]) -> tuple[Spec, Weights]:

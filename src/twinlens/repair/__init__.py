@@ -61,10 +61,12 @@ def fix(report: Report, candidate: object = None, *, order: bool = False, progre
 
 def patch(report: Report, *, order: bool = False) -> str:
     """What to change, in the candidate's own words, found by trying it and taking it back."""
-    from twinlens.subjects import Live
+    from twinlens.subjects import Elsewhere, Live, say_nothing
+    from twinlens.text import format_spec
 
     these = wanted(report, order=order)
     assert report.sides is not None and report.judge is not None and report.tokens is not None
+    assert report.declared is not None
     side = report.sides[1]
     if isinstance(side, Live):
         from twinlens.repair.mend import Mender
@@ -76,6 +78,10 @@ def patch(report: Report, *, order: bool = False) -> str:
         for undo in reversed(done.undo):
             undo()
         return "\n".join(done.words)
+    if isinstance(side, Elsewhere):  # it is built anew for every run, so there is nothing to take back
+        tried = replace(side, mend=(format_spec(report.judge.reference_spec), to_json(these)))
+        tried.record(report.declared, report.tokens, report.mask, say_nothing)
+        return "\n".join(tried.words)
     lines = [f"{c.site}: {c.parameter} {c.candidate} -> {c.reference}" for c in report.causes]
     return "\n".join(lines)
 
