@@ -50,7 +50,8 @@ def hooked(folder: Path) -> str:
 
 def noted(cache: Any, site: str, config: dict[str, Any]) -> Tensor | None:
     """What its own hook saw; its layer norm's hook fires after the weight, its RMS norm's before."""
-    layer_norm = config["model_type"] == "gpt2"
+    bridged = metadata.version("transformer-lens") >= "3"  # there it fires before the weight
+    layer_norm = config["model_type"] == "gpt2" and not bridged
     if layer_norm and site.endswith("hook_normalized"):
         return None
     if layer_norm and ".ln" in f".{site}" and site.endswith("hook_out"):

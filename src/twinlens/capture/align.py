@@ -20,6 +20,7 @@ from twinlens.capture.search import Match, Search
 from twinlens.capture.uses import MOVES, added, root
 from twinlens.capture.values import near
 from twinlens.errors import CaptureError
+from twinlens.ops import Add, Branch
 from twinlens.spec import Spec, Step, Weights, evaluate
 
 FARTHEST = 14
@@ -81,8 +82,10 @@ class Aligner:
 
     @staticmethod
     def is_copy(step: Step) -> bool:
-        """A step that only gives another name."""
-        return len(step.reads) == 1 and not step.weights and type(step.op).__name__ == "Add"
+        """A step that gives its read another name: as declared, it hands on the tensor itself."""
+        if isinstance(step.op, Branch):
+            return step.op.factor == 1.0
+        return isinstance(step.op, Add) and len(step.reads) == 1
 
     # --- products -------------------------------------------------------------------------------
 

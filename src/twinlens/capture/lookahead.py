@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from twinlens import sites as names
-from twinlens.capture.layout import Layout, Wanted, distance, layouts, tolerance
+from twinlens.capture.layout import Layout, Wanted, distance, held_shapes, layouts, tolerance
 from twinlens.capture.search import LOWEST, Match
 from twinlens.capture.values import centred, equal, near, parallel
 from twinlens.fields import kinds
@@ -99,7 +99,8 @@ class Lookahead:
         if partner is None:
             return (step,), [(guess,) for guess in guesses]
         value = self.a.expected(partner.writes, self.a.values)
-        return (step, partner), list(product(guesses, self._guesses(partner, value)))
+        pairs = product(guesses, self._guesses(partner, value))
+        return (step, partner), [(one, other) for one, other in pairs if _agree(one, other)]
 
     def _partner(self, step: Step) -> Step | None:
         """A step of the same operation whose result meets this one's: they fail together."""
@@ -127,7 +128,7 @@ class Lookahead:
         of = tuple(self.a.search.moving(self.a.places[r].node for r in self._sources(step)))
         foreign = self._foreign(step)
         found = 0
-        for sizes in _forms(names.axes(step.writes), shape):
+        for sizes in held_shapes(names.axes(step.writes), shape):
             for node in self.a.search.nodes(prod(sizes), of, before):
                 if self.a.search.above[node] & foreign:
                     continue
@@ -268,14 +269,11 @@ class Lookahead:
         return False
 
 
-def _forms(axes: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """A site's shape as it may be held: tables also in half width, and without a batch."""
-    yield shape
-    if axes[0] == "b":
-        yield (1, *shape[1:])
-    if "r" in axes:
-        half = (*shape[:-1], shape[-1] // 2)
-        yield from (half, (1, *half[1:]))
+def _agree(one: Guess, other: Guess) -> bool:
+    """Whether two tensors can meet: axes of one name are of one size."""
+    sizes = dict(zip(one.layout.site, one.value.shape, strict=True))
+    theirs = zip(other.layout.site, other.value.shape, strict=True)
+    return all(sizes.get(axis, size) == size for axis, size in theirs)
 
 
 def _upstream(steps: Sequence[Step]) -> dict[str, set[str]]:

@@ -1,0 +1,92 @@
+"""Recordings of live modules: right in values, in padding, in weights; and never stale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.capture.faults import activation, rows_halved, scaling
+from tests.tiny import FAMILIES, left_padded, random_tokens, tiny_llama
+from twinlens.capture import graft, placed, record
+from twinlens.families import declare
+from twinlens.spec import evaluate
+
+
+def declared(model: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return declare(model.config.to_dict()), weights
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("padded", [False, True])
+def test_every_site_is_recorded_bit_for_bit(family: str, rows: int, padded: bool) -> None:
+    model = FAMILIES[family]()
+    spec, weights = declared(model)
+    tokens, mask = left_padded(model, lengths=(31, 40)[-rows:])
+    if not padded:
+        mask = torch.ones_like(tokens)
+    recording = record(model, spec, weights.__getitem__, tokens, mask=mask if padded else None)
+    slots = torch.arange(tokens.shape[1])
+    given = {"tokens": tokens, "positions": slots.expand_as(tokens), "mask": mask, "slots": slots}
+    truth = evaluate(spec.steps, given, weights.__getitem__)
+    assert set(recording.sites) == set(truth)
+    for site, tensor in recording.sites.items():
+        assert torch.equal(tensor, truth[site]), site
+    assert recording.weights == {}
+    assert recording.weights_equal == set(spec.weight_names)
+
+
+def test_a_damaged_weight_is_recorded_under_the_checkpoints_name() -> None:
+    model = tiny_llama()
+    spec, weights = declared(model)
+    name = "model.layers.1.mlp.down_proj.weight"
+    with torch.no_grad():
+        model.get_parameter(name).copy_(rows_halved([2, 7])(weights[name].clone()))
+    recording = record(model, spec, weights.__getitem__, random_tokens(model))
+    assert list(recording.weights) == [name]
+    changed = (recording.weights[name] != weights[name]).any(1).nonzero().flatten()
+    assert changed.tolist() == [2, 7]
+
+
+def test_a_placement_is_made_anew_where_the_code_has_changed() -> None:
+    model = tiny_llama()
+    spec, weights = declared(model)
+    before = placed(model, spec, weights.__getitem__)
+    activation(F.relu)(model)
+    tokens = random_tokens(model)
+    recording = record(model, spec, weights.__getitem__, tokens, placement=before)
+    assert torch.equal(
+        recording.sites["blocks.1.mlp.hook_post"],
+        recording.sites["blocks.1.mlp.hook_pre"].relu() * recording.sites["blocks.1.mlp.hook_pre_linear"],
+    )
+
+
+def test_only_what_is_asked_for_is_kept() -> None:
+    model = tiny_llama()
+    spec, weights = declared(model)
+    recording = record(model, spec, weights.__getitem__, random_tokens(model), keep=["logits"])
+    assert list(recording.sites) == ["logits"]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_graft_mends_to_the_last_bit_and_comes_off_again(rows: int) -> None:
+    model = tiny_llama()
+    spec, weights = declared(model)
+    tokens = random_tokens(model, rows, 30)
+    with torch.no_grad():
+        wanted = model(tokens).logits
+        activation(F.relu)(model)
+        scaling(1 / 3.0)(model)
+        faulty = model(tokens).logits
+        at = [s for s in spec.sites if s.endswith(("mlp.hook_post", "attn_scores"))]
+        mend = {s: lambda sites, s=s: spec.at[s](sites, weights.__getitem__) for s in at}
+        grafted = graft(model, spec, weights.__getitem__, mend)
+        assert torch.equal(model(tokens).logits, wanted)
+        assert torch.equal(model(tokens, use_cache=False).logits, wanted)
+        grafted.remove()
+        assert torch.equal(model(tokens).logits, faulty)
+    assert not torch.equal(faulty, wanted)
