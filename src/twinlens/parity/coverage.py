@@ -29,8 +29,8 @@ def coverage(judge: Judge) -> Coverage:
     for m in merge(judge.reference_spec, judge.candidate.sites, judge.weights, judge.meter):
         for site, parameter, words in [*_numbers(m), *_choices(m, judge)]:
             before = found.setdefault(site, {}).get(parameter)
-            if before is None or words not in before:
-                found[site][parameter] = words if before is None else f"{before}; {words}"
+            if before is None or words.startswith("not verified"):  # of several fields of one word, the worst is told
+                found[site][parameter] = words
     return found
 
 

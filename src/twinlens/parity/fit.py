@@ -93,6 +93,7 @@ class Fit:
         f = self.function(chosen)
         found: list[Tensor] = []
         out = f(at) if not chosen else None
+        self.oracle.times = 2.0
         for i in range(len(chosen)):
             direction = torch.zeros_like(at)
             direction[i] = 1.0
@@ -100,6 +101,7 @@ class Fit:
             found.append(
                 (by_rows(self.site, _finite(slope)[..., : self.goal.shape[-1]], self.mask) * self.weights).flatten()
             )
+        self.oracle.times = 1.0
         assert out is not None
         return self.residual(out), torch.stack(found, dim=1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from twinlens.parity.result import Cause, Examination, Order
 from twinlens.spec import Spec
 
 
-def group_causes(spec: Spec, examined: Mapping[str, Examination], visible: Mapping[str, Tensor]) -> list[Cause]:
+def group_causes(spec: Spec, examined: Mapping[str, Examination]) -> list[Cause]:
     """The changes of all steps as causes, in the order of the spec."""
     groups: dict[Any, Cause] = {}
     for target, e in examined.items():
@@ -146,11 +146,3 @@ def _joined(a: Cause, b: Cause) -> Cause:
 
 def _place(spec: Spec, site: str) -> int:
     return spec.sites.index(site) if site in spec.at else -1
-
-
-__all__ = ["group_causes", "group_orders", "plain", "values"]
-
-
-def layers_of(changes: Iterable[Change]) -> list[int]:
-    """The layers that changes concern."""
-    return sorted({layer for c in changes if (layer := sites.split(c.site)[0]) is not None})

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from twinlens.errors import ComparisonError
-from twinlens.parity import orders as order_search
 from twinlens.parity.changes import Use, Variant
 from twinlens.parity.examine import Examiner
 from twinlens.parity.grouping import group_causes, group_orders
-from twinlens.parity.merged import Merged, Meter, merge, work
-from twinlens.parity.result import Examination, Finding, Result, Unexplained, Verdict
+from twinlens.parity.merged import Meter, merge, work
+from twinlens.parity.result import Examination, Finding, Result, Unexplained
 from twinlens.parity.rounding import by_rows, difference, equal
 from twinlens.recording import Recording
 from twinlens.sites import INPUTS, axes
@@ -86,7 +85,8 @@ class Judge:
         check_weights(self.candidate.own)
         odd = sorted((sides[0] ^ sides[1]) | (sides[0] & sides[1]) - set(spec.sites))
         self.unmatched = [s for s in odd if s not in INPUTS] + reference.unknown + candidate.unknown
-        self.meter = Meter(sum(work(s, self.weights) for s in spec.steps))
+        attention = float(self.mask.shape[1] * spec.shape.heads * spec.shape.head_width)
+        self.meter = Meter(sum(work(s, self.weights, attention) for s in spec.steps), attention)
 
     def run(self) -> Result:
         """Judge every site."""
@@ -120,7 +120,7 @@ class Judge:
             self.progress("checking the reference", i, len(steps))
             if not same.get(m.target, False):
                 found[m.target] = examiner(m)
-        result.reference_edits = group_causes(self.declared, found, self.reference.sites)
+        result.reference_edits = group_causes(self.declared, found)
         result.reference_orders = group_orders(self.declared, found)
         unsolved = [e for e in found.values() if e.status == "different"]
         for e in unsolved:
@@ -168,7 +168,7 @@ class Judge:
         return Finding(site, status, rms[0], rms[1], rms[2], size, float(total.abs().max()), e.ratio if e else None)
 
     def _conclude(self, spec: Spec, examined: Mapping[str, Examination], result: Result) -> None:
-        result.causes = group_causes(spec, examined, self.candidate.sites)
+        result.causes = group_causes(spec, examined)
         result.orders = group_orders(spec, examined)
         for e in examined.values():
             if e.status == "different" and (not e.changes or e.share < 1.0):
@@ -244,6 +244,3 @@ def check_finite(side: str, sites: Iterable[str], values: Mapping[str, Tensor], 
                 f"{site} of the {side} has {int(bad.sum())} entries that are not finite, the first site that has any; "
                 "a model that is not finite cannot be compared: look at the step that writes it"
             )
-
-
-__all__ = ["Judge", "Merged", "Progress", "Verdict", "judge", "order_search", "silent"]

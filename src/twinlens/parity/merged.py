@@ -20,15 +20,19 @@ class Meter:
     """Work done, in forward-equivalents: multiplications relative to one forward of the model."""
 
     whole: float
+    attention: float = 1.0
+    """Multiplications of a product of queries with keys, or of a pattern with values, per row."""
     spent: float = 0.0
 
     def add(self, steps: Sequence[Step], share: float, weights: Weights, times: float = 1.0) -> None:
         """Count a run of some steps on a share of the rows."""
-        self.spent += times * share * sum(work(s, weights) for s in steps) / self.whole
+        self.spent += times * share * sum(work(s, weights, self.attention) for s in steps) / self.whole
 
 
-def work(step: Step, weights: Weights) -> float:
+def work(step: Step, weights: Weights, attention: float) -> float:
     """Multiplications of a step per row, roughly."""
+    if not step.weights and "s" in (*axes(step.writes), *axes(step.reads[0])):
+        return attention
     sizes = [weights(w.name).numel() for _, w in step.weights if not w.name.startswith("candidate:")]
     return float(max([*sizes, 1])) if type(step.op).__name__ != "Embed" else 1.0
 
@@ -139,6 +143,8 @@ class Oracle:
     rows: Rows
     tensors: dict[str, Tensor]
     weights: dict[str, Tensor]
+    times: float = 1.0
+    """What a call counts: 2 while a derivative is taken along with it."""
 
     @classmethod
     def of(cls, merged: Merged, variant: Variant, rows: Rows) -> Oracle:
@@ -152,7 +158,7 @@ class Oracle:
         steps = exact(variant.steps(self.merged.steps))
         whole = _needed_whole(steps)
         find = variant.weights(self.merged.weights)
-        self.merged.meter.add(steps, self.rows.share, self.merged.weights)
+        self.merged.meter.add(steps, self.rows.share, self.merged.weights, self.times)
         values: dict[str, Tensor] = {k: v for k, v in self.tensors.items() if k not in {s.writes for s in steps}}
         values |= {k: _double(v) for k, v in variant.inputs(self.merged.sites).items() if k.startswith("candidate:")}
         narrow: set[str] = set()

@@ -21,7 +21,7 @@ from twinlens.errors import SourceError
 from twinlens.sources.built import Built, Call, first_sentence
 
 
-def build(path: str, **arguments: str) -> Built:
+def build(path: str, /, **arguments: str) -> Built:
     """What `make(**arguments)` of `FILE.py:make` returns, in eval mode.
 
     Raises:
