@@ -182,7 +182,7 @@ def page(found: list[Row], held: list[Row], wrong: list[str], counts: tuple[int,
     text = [
         "# What rounding is",
         "",
-        "A step is *rounding* where its error is within `WIDE` times `u · (|W||x| + |b|)`, or what that is for other",
+        "A step is *rounding* where its error is within `WIDE` times `u · √(n Σ (Wᵢ xᵢ)²)`, or what that is for other",
         "operations (`Op.magnitude`), or within `TIGHT` times the error that the step itself makes against float64 on",
         "the same input. Errors and scales are root mean squares over a row or a column; the worst row or column",
         "counts. Both constants come from honest pairs; `.venv/bin/python -m bench.rounding` measures them anew.",
