@@ -31,7 +31,7 @@ class Meter:
 
 def work(step: Step, weights: Weights, attention: float) -> float:
     """Multiplications of a step per row, roughly."""
-    if not step.weights and "s" in (*axes(step.writes), *axes(step.reads[0])):
+    if not step.weights and "s" in (*axes(step.writes), *axes(step.reads[0].removeprefix("candidate:"))):
         return attention
     sizes = [weights(w.name).numel() for _, w in step.weights if not w.name.startswith("candidate:")]
     return float(max([*sizes, 1])) if type(step.op).__name__ != "Embed" else 1.0

@@ -23,6 +23,7 @@ _ROWS = 24
 _SMALL_ROWS = (3, 9, 33)
 _BEST = 5
 _JOINT = 6
+_NEAR = 6
 _OPENINGS = 3
 
 
@@ -172,8 +173,12 @@ class Search:
 
     def _simplest(self, found: Found, singles: list[Found]) -> Found:
         """Several nameless numbers may stand for one choice and a number."""
-        others = [f for s in singles[:_BEST] if (f := self._numbers(s)) is not None and self._settled(f)]
-        return min([found, *others], key=lambda f: (len(f.variant.changes), -len(f.names), f.score.rms))
+        where = {site for c in found.variant.changes for site in concerns(c)}
+        near = [s for s in singles[_BEST:] if where.intersection(concerns(s.variant.changes[-1]))]
+        others = [
+            f for s in (*singles[:_BEST], *near[:_NEAR]) if (f := self._numbers(s)) is not None and self._settled(f)
+        ]
+        return min([found, *others], key=self._plainness)
 
     def _sharp(self, found: Found | None) -> Found | None:
         """Below rounding's loose scale a number counts only if it is sharp and takes most of the error away."""
