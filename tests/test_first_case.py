@@ -68,8 +68,9 @@ def test_the_llama_has_the_rotary_settings_of_the_release(tmp_path):
 
 def test_scores_are_of_realistic_size(tmp_path):
     path = checkpoints.gemma2(tmp_path, checkpoints.SMALL)
-    report = _shipped(path, torch.randint(256, (1, 64), generator=torch.Generator().manual_seed(0)))
-    spread = measure.scores_spread(report.declared.spec, report.judge.first)
+    tokens = torch.randint(256, (1, 64), generator=torch.Generator().manual_seed(0))
+    recording = _recorded(path, tokens, lambda spec: spec)
+    spread = measure.scores_spread(declared_at(str(path)).spec, recording)
     assert spread is not None
     assert 3 < spread.std < 20
     assert max(-spread.low, spread.high) > 25
@@ -212,3 +213,13 @@ def test_both_cases_end_identical(tmp_path, monkeypatch):
         cap = {"attn.softcap"} if one.attention == "sdpa" else set()
         assert named == {"attn.scale", "attn.window"} | cap
         assert not one.stages[-1].apart.unequal
+
+
+def test_the_full_checkpoint_is_kept_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TWINLENS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(first_case, "ROOM", 0.0)
+    path = first_case.checkpoint(tmp_path, SIZE, full=True)
+    assert path.is_relative_to(tmp_path / "cache")
+    before = checkpoints.listing(path)
+    assert first_case.checkpoint(tmp_path, SIZE, full=True) == path
+    assert checkpoints.listing(path) == before

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
 from torch import Tensor, nn
 
 from twinlens.cli import inputs
@@ -63,11 +65,11 @@ class Show:
 
     def tell(self, said: str, style: str = "") -> None:
         """A line of the part."""
-        self.console.print(f"   {said}", style=style, markup=False)
+        self.console.print(Padding(Text(said, style=style), (0, 0, 0, 3)))
 
     def table(self, table: Table) -> None:
         """A table of the part."""
-        self.console.print(rendered(table))
+        self.console.print(Padding(rendered(table), (0, 0, 0, 3)))
 
     def compare(self, reference: object, candidate: object, **settings: Any) -> Report:
         """A comparison, with its progress where somebody watches."""

@@ -57,7 +57,7 @@ def measure(folder: Path, say: Say, *, full: bool = False) -> Measured:
     """Both cases and the second model, in a folder for what is temporary."""
     size, length = (FULL, LENGTHS["full"]) if full else (SMALL, LENGTHS["small"])
     say("making the checkpoint")
-    path = _checkpoint(folder, size, full=full)
+    path = checkpoint(folder, size, full=full)
     environments = [environment(requirements, say) for requirements in (HF, TL)]
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(size.vocabulary, (1, length), generator=draw)
@@ -82,7 +82,8 @@ def environment(requirements: str, say: Say) -> Path:
     return plan(these).folder
 
 
-def _checkpoint(folder: Path, size: Size, *, full: bool) -> Path:
+def checkpoint(folder: Path, size: Size, *, full: bool) -> Path:
+    """The Gemma 2 of a run; the full one is written once, into the cache."""
     if not full:
         return checkpoints.gemma2(folder / "gemma-2", size)
     kept = cache_root().parent / "gemma-2-2b-random"

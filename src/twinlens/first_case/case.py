@@ -81,6 +81,9 @@ class Bench:
 
 Wanted = Callable[[Instruction], bool]
 
+SCALE_AND_LAYERS, CAP_OFF = "scale, layers", "scale, layers, cap off"
+NORM = "and the norm as x · rsqrt(mean + eps)"
+
 
 def steps(report: Report) -> list[tuple[str, Wanted]]:
     """What is mended at each stage: first apart, then one after the other, then everything."""
@@ -90,16 +93,16 @@ def steps(report: Report) -> list[tuple[str, Wanted]]:
         ("nothing", lambda i: False),
         ("scale", _scale),
         ("local and global layers only", _layers),
-        ("scale, layers", _any(_scale, _layers)),
+        (SCALE_AND_LAYERS, _any(_scale, _layers)),
     ]
     now = _any(_scale, _layers)
     if cap:
         now = _any(now, lambda i: i.parameter == "attn.softcap")
-        found.append(("scale, layers, cap off", now))
+        found.append((CAP_OFF, now))
     now = _any(now, _order("rotary."))
     found.append(("and rotary tables", now))
     now = _any(now, lambda i: i.name == "division")
-    found.append(("and the norm as x · rsqrt(mean + eps)", now))
+    found.append((NORM, now))
     if kernel:
         now = _any(now, lambda i: i.name in ("kernel", "product"))
         found.append(("and the sdpa kernel, one output product", now))

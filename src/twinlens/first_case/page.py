@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from twinlens.first_case import measure
-from twinlens.first_case.case import HF, TL, Case, tried
+from twinlens.first_case.case import CAP_OFF, HF, NORM, SCALE_AND_LAYERS, TL, Case, tried
 from twinlens.first_case.checkpoints import Size
 from twinlens.first_case.second import TL as SECOND_TL
 from twinlens.first_case.second import Llama
@@ -41,9 +42,10 @@ def text(of: Measured) -> str:
     for title, parts in _sections(of):
         lines += ["", title.upper(), ""]
         for part in parts:
-            is_table = isinstance(part, Table)
-            lines += [part.title, terminal.table_text(part)] if is_table else [part]
-            lines.append("")
+            if isinstance(part, Table):
+                lines += [part.title, terminal.table_text(part), ""]
+            else:
+                lines += [*textwrap.wrap(part, terminal.WIDTH), ""]
     return "\n".join(lines)
 
 
@@ -141,19 +143,19 @@ def _named(case: Case) -> Iterator[Table]:
 
 
 def _stages(case: Case) -> Table:
-    columns = ("mended in TransformerLens", "logits max / mean", "last residual max / mean")
-    columns = (*columns, "unequal sites", "first unequal")
+    columns = ("mended", "logits", "last residual", "unequal", "site")
     rows = tuple(
         (
             stage.title,
-            _pair(stage.apart.logits_max, stage.apart.logits_mean),
-            _pair(stage.apart.residual_max, stage.apart.residual_mean),
+            _of_logits(stage.apart),
+            _of_residual(stage.apart),
             f"{len(stage.apart.unequal)} of {stage.apart.sites}",
             stage.apart.first,
         )
         for stage in case.stages
     )
-    return Table("Stages", columns, rows)
+    title = "Stages in TransformerLens: differences max / mean; sites unequal, and the first of them"
+    return Table(title, columns, rows)
 
 
 def _pair(a: float, b: float) -> str:
@@ -193,6 +195,20 @@ def _growth(case: Case) -> Table:
     return Table(title, columns, rows)
 
 
+def _at(case: Case, *titles: str) -> measure.Apart:
+    """The first of these stages that the case has."""
+    by_title = {stage.title: stage.apart for stage in case.stages}
+    return next(by_title[title] for title in titles if title in by_title)
+
+
+def _of_logits(apart: measure.Apart) -> str:
+    return _pair(apart.logits_max, apart.logits_mean)
+
+
+def _of_residual(apart: measure.Apart) -> str:
+    return _pair(apart.residual_max, apart.residual_mean)
+
+
 PUBLISHED = "https://github.com/TransformerLensOrg/TransformerLens/issues/693"
 
 
@@ -202,19 +218,17 @@ def _published(of: Measured) -> Iterator[Part]:
         "those of other weights and another prompt: their order of magnitude is what can be "
         "compared, not their digits."
     )
-    first, last = of.cases[-1].stages[0].apart, of.cases[-1].stages[-2].apart
-    mended = of.cases[-1].stages[3].apart if len(of.cases[-1].stages) > 4 else first
+    columns = ("", "published", *(f"{case.attention}, max / mean" for case in of.cases))
+    shipped = [case.stages[0].apart for case in of.cases]
+    causes = [_at(case, CAP_OFF, SCALE_AND_LAYERS) for case in of.cases]
+    norm = [_at(case, NORM) for case in of.cases]
     rows = (
-        ("logits as shipped, mean", "0.1159", _two(first.logits_mean)),
-        (
-            "last residual after its fixes",
-            "about 5e-4",
-            _pair(last.residual_max, last.residual_mean),
-        ),
-        ("logits after its fixes", "6.6757e-05", _pair(last.logits_max, last.logits_mean)),
-        ("logits, scale and layers mended", "–", _pair(mended.logits_max, mended.logits_mean)),
+        ("logits as shipped", "0.1159 (mean)", *map(_of_logits, shipped)),
+        ("logits, all causes mended", "–", *map(_of_logits, causes)),
+        ("logits, and its orders", "6.6757e-05", *map(_of_logits, norm)),
+        ("last residual, and its orders", "about 5e-4", *map(_of_residual, norm)),
     )
-    yield Table("Against the sdpa path", ("figure", "published", "here, max / mean"), rows)
+    yield Table("Published and measured", columns, rows)
     yield (
         "The published range of the logits, -19.6916 to 16.0789, is not reproduced: it is a "
         "property of the released weights, which are gated and not part of this project. Random "
@@ -226,20 +240,22 @@ def _llama(found: list[Llama]) -> Iterator[Part]:
     yield (
         f"A Llama with the rotary settings of Llama-3.2-1B (base 500000; llama3 scaling by 32 "
         f"from 8192 positions, heads of 64), narrower and with random weights, in {SECOND_TL}, "
-        "whose table lists the model without them."
+        "whose entry for that model has neither the base nor the scaling: it rotates with base 10000."
     )
     rows = tuple(
         (
             f"{at.length}",
             _two(at.tables),
-            _pair(at.apart.logits_max, at.apart.logits_mean),
+            _of_logits(at.apart),
+            f"{_two(at.scaling_tables)}; {_two(at.scaling_logits)}",
             "; ".join(f"{c.parameter} {words.change(c)}" for c in at.report.causes),
             f"{at.after.verdict}, {sum(f.status == 'equal' for f in at.after.findings)} of {len(at.after.findings)}",
         )
         for at in found
     )
-    columns = ("tokens", "cos, sin apart", "logits max / mean", "named", "after the fix")
-    yield Table("Llama 3.2", columns, rows)
+    columns = ("tokens", "cos, sin", "logits", "scaling alone", "named", "after the fix")
+    title = "Differences max / mean; of the missing scaling alone: cos and sin; logits (max)"
+    yield Table(title, columns, rows)
 
 
 def _end(of: Measured) -> Iterator[Part]:

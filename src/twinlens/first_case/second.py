@@ -14,6 +14,7 @@ from twinlens.comparison import Report, compare
 from twinlens.first_case import checkpoints
 from twinlens.first_case.case import HF
 from twinlens.first_case.measure import Apart, apart
+from twinlens.model import Model
 from twinlens.parity.rounding import difference
 from twinlens.subjects import Say
 
@@ -29,6 +30,9 @@ class Llama:
     tables: float
     """The largest difference of cos and sin."""
     apart: Apart
+    scaling_tables: float
+    scaling_logits: float
+    """What the missing scaling alone would make, with the right base: by the native model."""
     report: Report
     after: Report
 
@@ -49,4 +53,11 @@ def _at(path: Path, length: int, say: Say) -> Llama:
     a, b = judge.reference.sites, judge.candidate.sites
     waves = [f"rotary.hook_{wave}" for wave in ("cos", "sin")]
     tables = max(float(difference(w, a[w], b[w])[0].abs().max()) for w in waves)
-    return Llama(length, tables, apart(judge.declared, a, b, judge.mask), report, after)
+    declared = report.declared
+    assert declared is not None
+    spec = declared.spec.set_fields(waves, "scaling", None)
+    positions = torch.arange(length)[None]
+    plain = [(declared.spec.at[w].op(positions) - spec.at[w].op(positions)).abs() for w in waves]
+    logits = Model(spec, declared.weights)(tokens).double() - a["logits"].double()
+    alone = max(float(t.max()) for t in plain), float(logits.abs().max())
+    return Llama(length, tables, apart(declared.spec, a, b, judge.mask), *alone, report, after)
