@@ -126,6 +126,10 @@ def _position_embed(t: Drawer, draw: Any) -> Case:
     return Case(op, (("b p", t.whole("b p", 9)),), {"W": t.normal("v d")})
 
 
+def _branch(t: Drawer, draw: Any) -> Case:
+    return Case(ops.Branch(draw(between(0.1, 3))), (("b p d", t.normal("b p d")),))
+
+
 def _add(t: Drawer, draw: Any) -> Case:
     op = ops.Add(draw(between(0.1, 3)))
     return Case(op, (("b p d", t.normal("b p d")), ("b p d", t.normal("b p d"))))
@@ -164,6 +168,7 @@ def _rotate(t: Drawer, draw: Any) -> Case:
 MAKE: dict[str, Make] = {
     "Activate": _activate,
     "Add": _add,
+    "Branch": _branch,
     "Embed": _embed,
     "Gate": _gate,
     "Mix": _mix,

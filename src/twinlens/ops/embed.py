@@ -61,7 +61,7 @@ class Add(Op):
 
     factor: float = number(1.0, parameter="residual.scale")
 
-    def __call__(self, x: Float[Tensor, "b p d"], y: Float[Tensor, "b p d"] | None = None) -> Float[Tensor, "b p d"]:
+    def __call__(self, x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"] | None = None) -> Float[Tensor, "*shape"]:
         if y is None:
             return x
         return x + (y if isinstance(self.factor, float) and self.factor == 1.0 else y * self.factor)

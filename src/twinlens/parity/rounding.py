@@ -11,7 +11,7 @@ from twinlens.parity.changes import Variant
 from twinlens.parity.merged import Merged, Noise, Oracle, Rows
 from twinlens.sites import axes
 
-WIDE = 2.0
+WIDE = 3.0
 """Rows beyond WIDE · u · (|W||x| and its like) are no rounding. Measured on honest pairs: see docs/rounding.md."""
 TIGHT = 3.0
 """Rows within TIGHT · (this step's own error against float64) need no further look."""

@@ -298,7 +298,7 @@ class Search:
             if not bool(columns[:, -1].any()):
                 continue
             left = (
-                r - columns @ torch.linalg.pinv(columns) @ r
+                r - columns @ (torch.linalg.pinv(columns) @ r)
                 if columns.numel() < 4e6
                 else r - columns @ _lstsq(columns, r)
             )
