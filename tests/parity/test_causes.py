@@ -1,4 +1,4 @@
-"""A slice of the planted faults: each is named with value and layers, nothing else is accused, and the fix is proved."""
+"""A slice of the planted faults: named with value and layers, nothing else accused, the fix proved."""
 
 from __future__ import annotations
 
