@@ -404,7 +404,7 @@ def _(m: Model) -> None:
 @fault("post-norms missing", "gemma2", Want("norm.missing", ANY, None, ALL4, ("ln1_post", "ln2_post")), quick=True)
 def _(m: Model) -> None:
     for x in layers(m):
-        x.post_attention_layernorm = x.post_feedforward_layernorm = nn.Identity()
+        x.post_attention_layernorm, x.post_feedforward_layernorm = nn.Identity(), nn.Identity()
 
 
 @fault("final norm missing", "llama", Want("norm.missing", ANY, None, (), ("ln_final",)))
@@ -1016,7 +1016,7 @@ def _(m: Model) -> None:
 )
 def _(m: Model) -> None:
     for x in layers(m):
-        x.post_attention_layernorm = x.post_feedforward_layernorm = nn.Identity()
+        x.post_attention_layernorm, x.post_feedforward_layernorm = nn.Identity(), nn.Identity()
     m.config.final_logit_softcapping = None
 
 
