@@ -90,3 +90,23 @@ def test_a_graft_mends_to_the_last_bit_and_comes_off_again(rows: int) -> None:
         grafted.remove()
         assert torch.equal(model(tokens).logits, faulty)
     assert not torch.equal(faulty, wanted)
+
+
+def test_what_is_remembered_of_a_module_never_hides_a_change() -> None:
+    model = tiny_llama()
+    spec, weights = declared(model)
+    tokens = random_tokens(model)
+
+    def recorded() -> Any:
+        return record(model, spec, weights.__getitem__, tokens)
+
+    clean = recorded()
+    scaling(1 / 3.0)(model)  # a number: the code is the same, so the places are
+    scores = recorded().sites["blocks.1.attn.hook_attn_scores"]
+    assert not torch.equal(scores, clean.sites["blocks.1.attn.hook_attn_scores"])
+    activation(F.relu)(model)  # other code
+    found = recorded()
+    assert found.sites["blocks.0.mlp.hook_post"].ne(clean.sites["blocks.0.mlp.hook_post"]).any()
+    name = "model.layers.1.mlp.down_proj.weight"
+    model.get_parameter(name).data[3] *= 2  # in place, behind torch's back
+    assert list(recorded().weights) == [name]

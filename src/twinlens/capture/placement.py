@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -68,6 +69,11 @@ class Placement:
             site: self.places[site].evidence if site in self.places else self.unseen.get(site, "missing")
             for site in spec.sites
         }
+
+    def without_values(self) -> Placement:
+        """The same places; of the probe only the shape of its graph is kept."""
+        bare = [dataclasses.replace(node, value=None) for node in self.graph.nodes]
+        return dataclasses.replace(self, graph=dataclasses.replace(self.graph, nodes=bare))
 
     def reads(self, graph: Graph, shape: Shape, sites: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """These sites' tensors, or all, in our layout, from a call of the same code."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import weakref
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -71,16 +72,47 @@ def capture(
     known: list[Placement] | None = None,
 ) -> tuple[Graph, Placement]:  # fmt: skip
     """The graph of a call, with the tensors of its sites, and where they are."""
-    if placement is not None and not _same_constants(module, placement):
-        placement = None  # the module's parameters are other tensors now
-    for rows in (PROBE_ROWS, tokens.shape[0]):
-        placement = placement or placed(module, spec, weights, mask=mask, call=call, rows=rows, known=known)
-        graph = Tracer(module, tokens, mask, placement.keys(keep)).run(module, call)
-        if placement.holds(graph):
-            return graph, placement
-        placement = None  # the code depends on the batch: one row alone is not expanded, say
+    for attempt in _attempts(module, spec, weights, tokens, mask, call, placement, known):
+        graph = Tracer(module, tokens, mask, attempt.keys(keep)).run(module, call)
+        if attempt.holds(graph):
+            _remember(module, spec, attempt)
+            return graph, attempt
     graph = trace(module, tokens, mask=mask, call=call)
     return graph, align(graph, spec, weights)
+
+
+def _attempts(
+    module: nn.Module, spec: Spec, weights: Weights, tokens: Tensor, mask: Tensor | None, call: Call | None,
+    given: Placement | None, known: list[Placement] | None,
+) -> Iterator[Placement]:  # fmt: skip
+    """Placements that may hold: the given one, the module's last one, those of a probe of two rows and of as many
+    rows as the call has, since code may depend on the batch (one row alone is not expanded, say).
+    """
+    for placement in (given, *_remembered(module, spec)):
+        if placement is not None and _same_constants(module, placement):
+            yield placement
+    for rows in dict.fromkeys((PROBE_ROWS, tokens.shape[0])):
+        yield placed(module, spec, weights, mask=mask, call=call, rows=rows, known=known)
+
+
+_last: weakref.WeakKeyDictionary[nn.Module, tuple[Spec, Placement]] = weakref.WeakKeyDictionary()
+
+
+def _remembered(module: nn.Module, spec: Spec) -> Iterator[Placement]:
+    remembered = _last.get(module)
+    if remembered is not None and (remembered[0] is spec or remembered[0] == spec):
+        yield remembered[1]
+
+
+def _remember(module: nn.Module, spec: Spec, placement: Placement) -> None:
+    """Keep a placement for the module's next call, if nothing in it can go stale.
+
+    Places follow from the code, which each call is checked for. Tensors that were cut out of others are copies,
+    and a site that is missing or provisional now may be found once the module has been mended.
+    """
+    sure = set(placement.evidence(spec).values()) <= {"weight", "replay", "weight+replay", "hidden"}
+    if sure and all(anchor.owner is not None for anchor in placement.anchors.values()):
+        _last[module] = spec, placement.without_values()
 
 
 def placed(

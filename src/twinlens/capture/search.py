@@ -54,9 +54,19 @@ class Search:
 
     def nodes(self, count: int, of: Iterable[int], before: Iterable[int] = ()) -> Iterator[int]:
         """Nodes of `count` entries that descend from `of`, and from which each of `before` descends."""
-        of, before = tuple(of), tuple(before)
+        above, needed, groups = tuple(before), 0, list[int]()
+        for i in of:
+            if i in self.twins:
+                groups.append(1 << i | sum(1 << t for t in self.twins[i] if t != i))
+            else:
+                needed |= 1 << i
         for node in self._by_size.get(count, ()):
-            if self.descends(node, of) and all(self.above[b] >> node & 1 for b in before):
+            bits = self.above[node]
+            if (
+                bits & needed == needed
+                and all(bits & g for g in groups)
+                and all(self.above[b] >> node & 1 for b in above)
+            ):
                 yield node
 
     def wanted(self, site: str, value: Tensor) -> Wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -156,16 +157,19 @@ class Judge:
 
     def _finding(self, site: str, e: Examination | None, native: Tensor | None, same: bool) -> Finding:
         reference, candidate = self.reference.sites[site], self.candidate.sites[site]
-        size = float(_finite(by_rows(site, reference.double(), self.mask)).square().mean().sqrt())
+        size = _size(site, by_rows(site, reference, self.mask))
         if same and native is None:
             return Finding(site, "equal", 0.0, 0.0, 0.0, size, 0.0)
         total = by_rows(site, difference(site, candidate, reference)[0], self.mask)
-        here = candidate if native is None else native
-        injected = by_rows(site, difference(site, candidate, here)[0], self.mask)
-        carried = by_rows(site, difference(site, here, reference)[0], self.mask)
-        rms = [float(t.square().mean().sqrt()) for t in (total, injected, carried)]
+        whole, largest = _rms(total), float(total.abs().max())
+        if native is None or (e is not None and e.status in ("equal", "innocent")):  # it gives the candidate's bits
+            rms = [whole, 0.0, whole]
+        else:
+            injected = by_rows(site, difference(site, candidate, native)[0], self.mask)
+            carried = by_rows(site, difference(site, native, reference)[0], self.mask)
+            rms = [whole, _rms(injected), _rms(carried)]
         status = "equal" if same else e.status if e is not None else "different"
-        return Finding(site, status, rms[0], rms[1], rms[2], size, float(total.abs().max()), e.ratio if e else None)
+        return Finding(site, status, rms[0], rms[1], rms[2], size, largest, e.ratio if e else None)
 
     def _conclude(self, spec: Spec, examined: Mapping[str, Examination], result: Result) -> None:
         result.causes = group_causes(spec, examined)
@@ -180,6 +184,18 @@ class Judge:
         unsolved = any(e.status == "different" for e in examined.values())
         bits = all(e.exact_without_orders for e in examined.values()) and not result.reference_orders
         result.explained = "different" if unsolved else "identical" if bits else "rounding"
+
+
+def _rms(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x)) / max(x.numel(), 1) ** 0.5
+
+
+def _size(site: str, x: Tensor) -> float:
+    """Root mean square, masked scores left out; in double precision only where single overflows."""
+    if site.endswith("scores"):
+        x = _finite(x)
+    single = _rms(x.float())
+    return single if math.isfinite(single) else _rms(x.double())
 
 
 def _finite(x: Tensor) -> Tensor:
