@@ -13,6 +13,7 @@ from torch import Tensor
 from twinlens.errors import InputError
 from twinlens.fields import kinds
 from twinlens.inputs import prepare
+from twinlens.parity.honest import check_recording
 from twinlens.parity.judge import Judge, Progress, silent
 from twinlens.parity.result import Result
 from twinlens.recording import Recording
@@ -125,6 +126,9 @@ def run(
     first = reference or only(sides[0].record(declared, tokens, mask, say), sites)
     second = only(sides[1].record(declared, tokens, mask, say), sites)
     judged = Judge(declared.spec, declared.weights, first, second, progress)
+    for side, recording in zip(sides, (first, second), strict=True):
+        if isinstance(side, Recorded):  # what was captured here is placed by its values
+            check_recording(declared.spec, declared.weights, recording, side.name)
     found = judged.run()
     values = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
     return Report(**values, judge=judged, declared=declared, sides=sides, tokens=tokens, mask=mask, level=sites)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 
-def tensors(tree: Any) -> Iterator[Tensor]:
+def tensors(*trees: Any) -> list[Tensor]:
     """The tensors among arguments, in order."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from tensors(item)
-    elif isinstance(tree, dict):
-        yield from tensors(list(tree.values()))
+    found: list[Tensor] = []
+    for tree in trees:
+        _collect(tree, found)
+    return found
+
+
+def _collect(tree: Any, found: list[Tensor]) -> None:
+    items = tree.values() if isinstance(tree, dict) else tree
+    for item in items:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (tuple, list, dict)):
+            _collect(item, found)
 
 
 def form(arguments: Any) -> str:
@@ -57,7 +63,7 @@ _MUTATING = frozenset(
 
 def written_by(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """Tensors that a call writes into, told by torch's naming: a trailing underscore, `__iadd__`, `out=`."""
-    written = list(tensors(kwargs["out"])) if kwargs.get("out") is not None else []
+    written = tensors((kwargs["out"],)) if kwargs.get("out") is not None else []
     in_place = name in _MUTATING or (name.endswith("_") and not name.endswith("__"))
     if (in_place or kwargs.get("inplace") is True) and args and isinstance(args[0], Tensor):
         written.append(args[0])

@@ -82,11 +82,13 @@ class OwnWeights:
     def _shift(self, use: Use, constant: Tensor, reference: Tensor, step: Step) -> Tensor:
         """A norm's weight from the factor in use: the checkpoint's, the code's own parameter, or the factor itself."""
         offset = float(vars(step.op).get("offset", 0.0))
-        if _close(constant, offset + reference.float()):
-            return reference
-        leaf = root(self.graph, use.constant)
+        leaf, own = root(self.graph, use.constant), None
         if leaf.owner is not None and leaf.value is not None and leaf.value.numel() == reference.numel():
-            return leaf.value.reshape(reference.shape)
+            own = leaf.value.reshape(reference.shape)
+        if _close(constant, offset + reference.float()):
+            return own if own is not None and torch.equal(own, reference) else reference
+        if own is not None:
+            return own
         return (constant.float() - offset).to(reference.dtype)
 
 

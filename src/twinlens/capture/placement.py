@@ -70,6 +70,15 @@ class Placement:
             for site in spec.sites
         }
 
+    def of(self, graph: Graph) -> Placement:
+        """The same places in a graph that repeats this one, with its own constants."""
+        theirs, own = ({node.owner: node.value for node in g.nodes if node.owner} for g in (self.graph, graph))
+        anchors = {
+            name: _moved(anchor, theirs.get(anchor.owner or ""), own.get(anchor.owner or ""))
+            for name, anchor in self.anchors.items()
+        }
+        return dataclasses.replace(self, graph=graph, anchors=anchors)
+
     def without_values(self) -> Placement:
         """The same places; of the probe only the shape of its graph is kept."""
         bare = [dataclasses.replace(node, value=None) for node in self.graph.nodes]
@@ -81,6 +90,19 @@ class Placement:
         for site, place in self.places.items():
             if sites is None or site in sites:
                 yield site, place.layout.ours(graph[graph.at[self.key(site)]], sizes)
+
+
+def _moved(anchor: Anchor, theirs: Tensor | None, own: Tensor | None) -> Anchor:
+    """The same view of another module's constant; the tensor itself, which is equal, where it is no view of one."""
+    if theirs is None or own is None or theirs.stride() != own.stride() or _memory(anchor.tensor) != _memory(theirs):
+        return anchor
+    start = own.storage_offset() + anchor.tensor.storage_offset() - theirs.storage_offset()
+    view = own.detach().as_strided(anchor.tensor.shape, anchor.tensor.stride(), start)
+    return dataclasses.replace(anchor, tensor=view)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def sizes_of(shape: Shape, tokens: Tensor) -> dict[str, int]:

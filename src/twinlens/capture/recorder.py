@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from twinlens.bits import equal
 from twinlens.capture.align import align
 from twinlens.capture.calling import Call
 from twinlens.capture.graph import Graph
+from twinlens.capture.heap import keep_freed
 from twinlens.capture.placement import Placement
 from twinlens.capture.tracer import Tracer, trace
 from twinlens.recording import Call as RecordedCall
@@ -61,9 +63,9 @@ def record(
         sites = {site: tensor.detach() for site, tensor in placement.reads(graph, spec.shape, keep)}
     evidence = placement.evidence(spec)
     recorded = RecordedCall.of(sites, tokens, mask=mask, placed={s: e for s, e in evidence.items() if s in sites})
-    differ, equal = compared_weights(placement, weights)
+    differ, alike = compared_weights(placement, weights)
     said = {"implementation": f"{type(module).__module__}.{type(module).__qualname__}", "unseen": placement.unseen}
-    return Recording(calls=[recorded], about=said | (about or {}), weights=differ, weights_equal=frozenset(equal))
+    return Recording(calls=[recorded], about=said | (about or {}), weights=differ, weights_equal=frozenset(alike))
 
 
 def capture(
@@ -72,6 +74,7 @@ def capture(
     known: list[Placement] | None = None,
 ) -> tuple[Graph, Placement]:  # fmt: skip
     """The graph of a call, with the tensors of its sites, and where they are."""
+    keep_freed()
     for attempt in _attempts(module, spec, weights, tokens, mask, call, placement, known):
         graph = Tracer(module, tokens, mask, attempt.keys(keep)).run(module, call)
         if attempt.holds(graph):
@@ -99,9 +102,9 @@ _last: weakref.WeakKeyDictionary[nn.Module, tuple[Spec, Placement]] = weakref.We
 
 
 def _remembered(module: nn.Module, spec: Spec) -> Iterator[Placement]:
-    remembered = _last.get(module)
-    if remembered is not None and (remembered[0] is spec or remembered[0] == spec):
-        yield remembered[1]
+    before, placement = _last.get(module, (None, None))
+    if placement is not None and (before is spec or before == spec):
+        yield placement
 
 
 def _remember(module: nn.Module, spec: Spec, placement: Placement) -> None:
@@ -110,6 +113,8 @@ def _remember(module: nn.Module, spec: Spec, placement: Placement) -> None:
     Places follow from the code, which each call is checked for. Tensors that were cut out of others are copies,
     and a site that is missing or provisional now may be found once the module has been mended.
     """
+    if module in _last and _last[module][1] is placement:
+        return
     sure = set(placement.evidence(spec).values()) <= {"weight", "replay", "weight+replay", "hidden"}
     if sure and all(anchor.owner is not None for anchor in placement.anchors.values()):
         _last[module] = spec, placement.without_values()
@@ -124,7 +129,7 @@ def placed(
     graph = trace(module, tokens, mask=padding, call=call)
     alike = next((k for k in known or () if repeats(graph, k.graph)), None)
     if alike is not None:
-        return alike
+        return alike.of(graph)
     placement = align(graph, spec, weights)
     if known is not None and not known:
         known.append(placement)
@@ -175,20 +180,18 @@ def _same_constants(module: nn.Module, placement: Placement) -> bool:
 def compared_weights(placement: Placement, weights: Weights) -> tuple[dict[str, Tensor], list[str]]:
     """The candidate's tensors that differ from the checkpoint's, and the names of those that are equal."""
     differ: dict[str, Tensor] = {}
-    equal: list[str] = []
+    alike: list[str] = []
     with torch.no_grad():
         for name, anchor in placement.anchors.items():
             if same(anchor.tensor, weights(name)):
-                equal.append(name)
+                alike.append(name)
             else:
                 differ[name] = anchor.tensor.detach()
-    return differ, equal
+    return differ, alike
 
 
 def same(x: Tensor, y: Tensor) -> bool:
-    """Equal entries; nothing is read where both are one tensor."""
-    if x.shape != y.shape:
-        return False
-    if x.data_ptr() == y.data_ptr() and x.stride() == y.stride() and x.dtype == y.dtype:
-        return True
-    return torch.equal(x, y) if x.dtype == y.dtype else torch.equal(x.float(), y.float())
+    """Equal entries, whatever their precision; nothing is read where both are one tensor."""
+    if x.dtype == y.dtype:
+        return equal(x, y)
+    return x.shape == y.shape and torch.equal(x.float(), y.float())

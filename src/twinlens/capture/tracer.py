@@ -20,6 +20,8 @@ FACTORIES = frozenset(
 ) | {"new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"}
 """Functions whose result has a shape or a dtype of what they are given, and nothing of its values."""
 
+_SILENT = frozenset(("__set__", "requires_grad_", "is_floating_point", "size", "dim", "__len__", "is_complex"))
+"""Functions that make no tensor."""
 
 Replacement = Callable[[Mapping[int, Tensor]], Tensor]
 
@@ -84,18 +86,18 @@ class Tracer(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name == "__get__":  # a property: most are shapes and dtypes, a few (T, mT, data, real) are tensors
-            out = func(*args, **kwargs)
+            out = func(*args)
             if not isinstance(out, Tensor):
                 return out
             self._form = ""
             name = getattr(func.__self__, "__name__", "property")
             return self._made(name, (self._node(args[0]),), out)
-        if name in ("__set__", "requires_grad_", "is_floating_point", "size", "dim", "__len__", "is_complex"):
+        kwargs = kwargs or {}
+        if name in _SILENT:
             return func(*args, **kwargs)
-        inputs = tuple(self._node(t) for t in tensors((args, kwargs)))
+        inputs = tuple([self._node(t) for t in tensors(args, kwargs)])
         self._form = form(args[1:])
         targets = written_by(name, args, kwargs)
         if targets:
@@ -130,14 +132,16 @@ class Tracer(TorchFunctionMode):
         kept = self._keep is None or key in self._keep
         if kept and self._replace:
             self._kept[key] = out
-        descends = tokens or any(self.nodes[i].tokens for i in inputs)
+        nodes = self.nodes
+        descends = tokens or any(nodes[i].tokens for i in inputs)
         value = out if kept else None
         self.nodes.append(Node(index, name, inputs, slot, owner, descends, value, key))
         self._register(out, index)
         return out
 
     def _key(self, name: str, inputs: tuple[int, ...], slot: int, owner: str | None) -> int:
-        plain = hash((name, slot, owner, self._form, *(self.nodes[i].key for i in inputs)))
+        nodes = self.nodes
+        plain = hash((name, slot, owner, self._form, *[nodes[i].key for i in inputs]))
         times = self._times.get(plain, 0)
         self._times[plain] = times + 1
         return plain if times == 0 else hash((plain, times))
@@ -147,7 +151,10 @@ class Tracer(TorchFunctionMode):
         self._where[id(tensor)] = ref, index
         storage = memory_of(tensor)
         if storage:
-            self._storages.setdefault(storage, []).append(ref)
+            others = self._storages.setdefault(storage, [])
+            if others and others[-1]() is None:  # the memory may have been given to new tensors many times
+                others[:] = [other for other in others if other() is not None]
+            others.append(ref)
         if self._keep is None:
             self._held.append(tensor)
 

@@ -94,7 +94,8 @@ class Judge:
         same = {s: self._same(s) for s in self.common}
         result = Result("identical", [], unmatched=self.unmatched, scope=self._scope())
         if all(same.values()):
-            result.findings = [self._finding(s, None, None, True) for s in self.common]
+            check_finite("reference", self.common[-1:], self.reference.sites, self.mask)  # what is not finite spreads
+            result.findings = [Finding(s, "equal") for s in self.common]
             return result
         for name, side in (("reference", self.reference), ("candidate", self.candidate)):
             check_finite(name, [s for s in self.common if not same[s]], side.sites, self.mask)
@@ -157,19 +158,21 @@ class Judge:
 
     def _finding(self, site: str, e: Examination | None, native: Tensor | None, same: bool) -> Finding:
         reference, candidate = self.reference.sites[site], self.candidate.sites[site]
-        size = _size(site, by_rows(site, reference, self.mask))
         if same and native is None:
-            return Finding(site, "equal", 0.0, 0.0, 0.0, size, 0.0)
-        total = by_rows(site, difference(site, candidate, reference)[0], self.mask)
-        whole, largest = _rms(total), float(total.abs().max())
+            return Finding(site, "equal")
+        size = _size(site, by_rows(site, reference, self.mask))
         if native is None or (e is not None and e.status in ("equal", "innocent")):  # it gives the candidate's bits
-            rms = [whole, 0.0, whole]
+            total = by_rows(site, difference(site, candidate, reference, torch.float32)[0], self.mask)
+            whole = carried = _rms(total)
+            injected = 0.0
         else:
-            injected = by_rows(site, difference(site, candidate, native)[0], self.mask)
-            carried = by_rows(site, difference(site, native, reference)[0], self.mask)
-            rms = [whole, _rms(injected), _rms(carried)]
+            total, here, came = (
+                by_rows(site, difference(site, x, y)[0], self.mask)
+                for x, y in ((candidate, reference), (candidate, native), (native, reference))
+            )
+            whole, injected, carried = _rms(total), _rms(here), _rms(came)
         status = "equal" if same else e.status if e is not None else "different"
-        return Finding(site, status, rms[0], rms[1], rms[2], size, largest, e.ratio if e else None)
+        return Finding(site, status, whole, injected, carried, size, _largest(total), e.ratio if e else None)
 
     def _conclude(self, spec: Spec, examined: Mapping[str, Examination], result: Result) -> None:
         result.causes = group_causes(spec, examined)
@@ -188,6 +191,10 @@ class Judge:
 
 def _rms(x: Tensor) -> float:
     return float(torch.linalg.vector_norm(x)) / max(x.numel(), 1) ** 0.5
+
+
+def _largest(x: Tensor) -> float:
+    return max(abs(float(end)) for end in torch.aminmax(x)) if x.numel() else 0.0
 
 
 def _size(site: str, x: Tensor) -> float:
@@ -254,6 +261,8 @@ def check_finite(side: str, sites: Iterable[str], values: Mapping[str, Tensor], 
     """Raises ComparisonError for the first site that is not finite at a real token; masked scores may be -inf."""
     for site in sites:
         rows = by_rows(site, values[site], mask)
+        if not site.endswith("scores") and bool(torch.isfinite(rows.sum())):
+            continue
         bad = torch.isnan(rows) if site.endswith("scores") else ~torch.isfinite(rows)
         if bool(bad.any()):
             raise ComparisonError(

@@ -58,12 +58,12 @@ class Finding:
 
     site: str
     status: Status
-    total: float
-    injected: float
-    carried: float
-    size: float
-    """Root mean square of the reference's tensor; the three errors are root mean squares too."""
-    largest: float
+    total: float = 0.0
+    injected: float = 0.0
+    carried: float = 0.0
+    size: float | None = None
+    """Root mean square of the reference's tensor, as the three errors are; not measured where nothing is apart."""
+    largest: float = 0.0
     """The largest entry of the total."""
     ratio: Ratio | None = None
 

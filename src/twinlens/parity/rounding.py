@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from twinlens import bits
 from twinlens.parity.changes import Variant
 from twinlens.parity.merged import Merged, Noise, Oracle, Rows
 from twinlens.sites import axes
@@ -43,10 +44,10 @@ def masked(site: str, tensor: Tensor) -> Tensor | None:
     return tensor < _MASKED if axes(site)[-1] == "s" and site.endswith("scores") else None
 
 
-def difference(site: str, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
-    """x - y in float64 and the number of entries that only one side masks (there the difference is 0)."""
+def difference(site: str, x: Tensor, y: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, int]:
+    """x - y, in float64, and the number of entries that only one side masks (there the difference is 0)."""
     x, y = same_width(x, y)
-    d = x.double() - y.double()
+    d = x.to(dtype) - y.to(dtype)
     mx, my = masked(site, x), masked(site, y)
     if mx is None or my is None:
         return d, 0
@@ -60,11 +61,11 @@ def same_width(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def equal(site: str, x: Tensor, y: Tensor, mask: Tensor) -> bool:
-    """Bit for bit over real rows, masked entries of scores alike whatever number says so."""
+    """Bit for bit over real rows, masked entries of scores alike whatever number says so; a NaN equals itself."""
     x, y = same_width(x, y)
     if x.dtype != y.dtype:
         return False
-    if torch.equal(x, y):
+    if bits.equal(x, y):
         return True
     x, y = by_rows(site, x, mask), by_rows(site, y, mask)
     mx, my = masked(site, x), masked(site, y)
