@@ -7,6 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import TWINLENS, command
 
 
@@ -99,3 +101,13 @@ def test_an_interruption_is_130_in_one_line(models: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=300)
     assert (process.returncode, said) == (130, "twinlens: interrupted\n")
+
+
+def test_a_pipe_that_nobody_reads_is_no_difference(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`twinlens … | head` must not end with the status of a comparison."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # else so short a report is written when the process ends
+    arguments = ("compare", f"native:{models / 'gemma2'}", f"native:{models / 'gemma2'}")
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as nobody:
+        assert command(*arguments, stdout=nobody).returncode == 141

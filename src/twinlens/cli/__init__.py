@@ -64,6 +64,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         status = app(args=given, prog_name="twinlens", standalone_mode=False)
     except typer.Abort:
         status = INTERRUPTED
+    except SystemExit as ended:  # typer makes this of a pipe that nobody reads any more
+        if isinstance(ended.__context__, BrokenPipeError):
+            raise BrokenPipeError from None
+        raise
     except usage as error:
         words = str(error.format_message())  # pyright: ignore[reportAttributeAccessIssue]
         return _failed(f"{words.rstrip('.')}; see twinlens --help.")

@@ -17,7 +17,7 @@ from twinlens.errors import ComparisonError, InputError
 from twinlens.recording import Recording
 from twinlens.report import as_json, files, markdown, terminal
 from twinlens.sources.parse import ATTENTIONS, DTYPES, parse
-from twinlens.subjects import Declaration, Recorded, check_alike, declared_at, subject
+from twinlens.subjects import Declaration, Recorded, check_alike, declared_at
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,8 @@ def compare(
         _refuse_unmendable(sources[1])
     ids, mask = inputs.given(text, tokens, model or inputs.checkpoint_of(sources[0]))
     with Watch() as watch:
-        chosen: dict[str, Any] = {} if sites == "all" else {"sites": sites}
-        chosen |= {"progress": watch.progress, "say": watch.say}
-        if model is None:
-            report = comparison.compare(*sources, tokens=ids, mask=mask, **chosen)
-        else:
-            sides, declared = (subject(sources[0]), subject(sources[1])), declared_at(str(model))
-            ids, mask = comparison.inputs_of(sides, declared.spec, ids, mask)
-            report = comparison.run(sides, declared, ids, mask, **chosen)
+        chosen: dict[str, Any] = {"sites": sites, "progress": watch.progress, "say": watch.say}
+        report = comparison.compare(*sources, tokens=ids, mask=mask, model=model, **chosen)
     _print(report)
     files.write(report)
     return _mended(report, order=order, files=files) if fix else status(report)

@@ -185,6 +185,7 @@ class Judge:
         result.first_difference = at_fault[0] if at_fault else None
         result.verdict = "different" if at_fault else "rounding"
         unsolved = any(e.status == "different" for e in examined.values())
+        result.exact = all(e.exact for e in examined.values())
         bits = all(e.exact_without_orders for e in examined.values()) and not result.reference_orders
         result.explained = "different" if unsolved else "identical" if bits else "rounding"
 

@@ -82,6 +82,8 @@ class Result:
     """Experts that were swapped within their router's rounding; no family here has experts yet."""
     unexplained: list[Unexplained] = field(default_factory=list[Unexplained])
     explained: Verdict = "identical"
+    exact: bool = True
+    """Whether causes and orders together give every bit of the candidate's."""
     first_difference: str | None = None
     unmatched: list[str] = field(default_factory=list[str])
     assumed: list[str] = field(default_factory=list[str])

@@ -36,6 +36,7 @@ def data(report: Result) -> dict[str, Any]:
         "verdict": report.verdict,
         "sentence": sentence(report),
         "explained": report.explained,
+        "exact": report.exact,
         "first_difference": report.first_difference,
         "scope": report.scope,
         "causes": [_cause(c) for c in report.causes],

@@ -54,7 +54,8 @@ def sentence(report: Result) -> str:
         return f"The same model: equal bit for bit at all {sites} that both show."
     if report.verdict == "rounding":
         first = next((f.site for f in report.findings if f.status != "equal"), "one site")
-        return f"The same model up to rounding: no step errs by more. Bits differ first at {first}."
+        orders = " The orders below make them equal." if report.exact else ""
+        return f"The same model up to rounding: no step errs by more. Bits differ first at {first}.{orders}"
     return f"Not the same model: {_why(report)}."
 
 
@@ -65,7 +66,10 @@ def _why(report: Result) -> str:
     if report.explained == "different":
         return f"{causes} found, and a part that they do not explain"
     all_of_it = "explains all of it" if len(report.causes) == 1 else "explain all of it"
-    exactly = "bit for bit" if report.explained == "identical" else "to rounding"
+    if report.explained == "identical":
+        exactly = "bit for bit"
+    else:
+        exactly = "with the orders below bit for bit" if report.exact else "to rounding"
     return f"{causes} {all_of_it}, {exactly}"
 
 

@@ -24,7 +24,9 @@ def small(value: float) -> str:
 
 
 def value(of: Any, parameter: str) -> str:
-    """What one side has: `None` is an absent tensor or norm, else a field that is off."""
+    """What one side has: `None` is an absent tensor or norm, a dtype taken as it comes, else a field that is off."""
+    if of is None and parameter.endswith("dtype"):
+        return "as it comes in"
     if of is None:
         return "absent" if parameter in ("weight", "bias", "norm.missing") else "off"
     return number(of) if isinstance(of, float) else str(of)
