@@ -125,8 +125,10 @@ def test_a_missing_batch_axis_is_put_back_only_where_it_can_mean_one_thing() -> 
 
 
 def test_tables_may_be_computed_once_for_the_batch() -> None:
-    recording = Recording.from_tensors({"rotary.hook_cos": torch.rand(1, 4, 6)}, TOKENS)
-    assert recording.sites["rotary.hook_cos"].shape == (2, 4, 6)
+    table = torch.rand(4, 6)
+    for given in (table, table[None]):
+        recording = Recording.from_tensors({"rotary.hook_cos": given}, TOKENS)
+        assert recording.sites["rotary.hook_cos"].equal(table.expand(2, 4, 6))
 
 
 def test_values_that_are_not_finite_are_findings_not_errors(tmp_path: Path) -> None:

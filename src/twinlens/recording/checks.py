@@ -114,15 +114,16 @@ def _like(tokens: Tensor, what: str, given: Tensor) -> Tensor:
 def fitted(site: str, tensor: Tensor, tokens: Int[Tensor, "b p"], *, later: bool) -> Tensor:
     """A known site's tensor with all its axes, or InputError where it cannot be this run's.
 
-    A batch axis that is missing is put back where that can be meant in one way only: one text, more
-    than one position, and then every axis fits.
+    A batch axis that is missing is put back where that can be meant in one way only: one text or one
+    table for all of them, more than one position, and then every axis fits.
     """
     _check_storable(site, tensor)
     tensor = tensor.detach()
     axes, shape = sites.axes(site), tuple(tokens.shape)
-    if tensor.ndim == len(axes) - 1 and axes[0] == "b" and shape[0] == 1 and shape[1] > 1:
+    table = site.startswith(TABLES)
+    if tensor.ndim == len(axes) - 1 and axes[0] == "b" and (shape[0] == 1 or table) and shape[1] > 1:
         tensor = tensor[None]
-    elif site.startswith(TABLES) and tensor.ndim == len(axes) and tensor.shape[0] == 1:
+    if table and tensor.ndim == len(axes) and tensor.shape[0] == 1:
         tensor = tensor.expand(shape[0], *tensor.shape[1:])
     check_shape(site, tensor.shape, tokens, later=later)
     return tensor
