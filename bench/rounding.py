@@ -29,7 +29,7 @@ from tests.tiny import FAMILIES, random_tokens
 from twinlens.parity.judge import Judge
 from twinlens.parity.merged import merge
 from twinlens.parity.rounding import TIGHT, WIDE, Ratio, equal
-from twinlens.parity.search import Search
+from twinlens.parity.score import Scorer
 from twinlens.recording import Recording
 from twinlens.sites import generic, split
 
@@ -146,7 +146,7 @@ def rows(pair: Pair) -> tuple[twinlens.Report, list[Row]]:
         native = m.native()
         if native.dtype == m.value.dtype and equal(m.target, native, m.value, m.sites["mask"]):
             continue
-        ratio = Search(m, spec, {}, judge.candidate.known).base.ratio
+        ratio = Scorer(m, spec).base.ratio
         found.append(Row(pair, m.target, len(m.steps), ratio))
     return report, found
 

@@ -21,8 +21,7 @@ class Kind:
 
     `name`: *number* has a derivative; *integer* is read from the support of what differs, then
     tried; *choice* changes meaning; *dtype* is the precision of a computation; *order* changes bits
-    only;
-    *size* is geometry that weights already fix and that is never a hypothesis.
+    only; *size* is geometry that weights already fix and that is never a hypothesis.
     `parameter`: the word under which a cause is reported.
     `off`: the field may be None, which switches the operation's part off.
     `power`: a number's smooth coordinate is value ** power; for a cap that is value ** -2, which is
@@ -30,6 +29,8 @@ class Kind:
     the logarithm.
     `enters`: the site within the block where a cause is reported, if not the step's own.
     `signed`: a number that may be negative; others are not.
+    `within`: what a model may have; a fit that ends elsewhere found nothing.
+    `natural`: values that implementations take for one another, tried as if they were a choice.
     `tied`: steps of one layer that have this field have one value of it (cos and sin, queries and
     keys).
     """
@@ -42,6 +43,16 @@ class Kind:
     enters: str | None = None
     tied: bool = False
     signed: bool = False
+    within: tuple[float, float] = (0.0, math.inf)
+    natural: tuple[float, ...] = ()
+
+    def allows(self, value: float) -> bool:
+        """Whether a model may have this value."""
+        return self.within[0] <= value <= self.within[1]
+
+
+FACTOR = (1e-3, 1e6)
+"""What a factor, a divisor or a cap of a model lies within."""
 
 
 def _field(kind: Kind, default: Any) -> Any:
@@ -56,9 +67,12 @@ def number(
     power: float = 1.0,
     tied: bool = False,
     signed: bool = False,
+    within: tuple[float, float] = (0.0, math.inf),
+    natural: tuple[float, ...] = (),
 ) -> Any:
     """A real constant of the formula; as a 0-dim tensor it has a derivative."""
-    return _field(Kind("number", parameter, off=off, power=power, tied=tied, signed=signed), default)
+    kind = Kind("number", parameter, off=off, power=power, tied=tied, signed=signed, within=within, natural=natural)
+    return _field(kind, default)
 
 
 def integer(default: Any = MISSING, *, parameter: str, off: bool = False, tied: bool = False) -> Any:

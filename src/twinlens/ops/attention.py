@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from twinlens.fields import choice, integer, number, order, precision
+from twinlens.fields import FACTOR, choice, integer, number, order, precision
 from twinlens.ops.base import Op
 from twinlens.ops.project import soft_cap, summed
 from twinlens.shapes import Bool, Float, Int
@@ -28,8 +28,8 @@ class Scores(Op):
 
     by_row: ClassVar[tuple[bool, ...]] = (True, False, False, True)
 
-    scale: float = number(parameter="attn.scale")
-    softcap: float | None = number(None, parameter="attn.softcap", off=True, power=-2.0)
+    scale: float = number(parameter="attn.scale", within=FACTOR)
+    softcap: float | None = number(None, parameter="attn.softcap", off=True, power=-2.0, within=FACTOR)
     window: int | None = integer(None, parameter="attn.window", off=True)
     causal: str = choice("causal", "none", parameter="attn.mask")
     padding: str = choice("masked", "ignored", parameter="attn.mask")

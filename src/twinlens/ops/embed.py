@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from twinlens.fields import integer, number, order
+from twinlens.fields import FACTOR, integer, number, order
 from twinlens.ops.base import Op
 from twinlens.shapes import Float, Int
 
@@ -22,7 +22,7 @@ class Embed(Op):
     (huggingface/transformers#29402); `constant="exact"` multiplies by the unrounded one.
     """
 
-    factor: float = number(1.0, parameter="embed.scale")
+    factor: float = number(1.0, parameter="embed.scale", within=FACTOR)
     constant: str = order("rounded", "exact")
 
     def __call__(self, tokens: Int[Tensor, "b p"], W: Float[Tensor, "v d"]) -> Float[Tensor, "b p d"]:
@@ -47,7 +47,7 @@ class PositionEmbed(Op):
 class Branch(Op):
     """What a block adds to the residual stream: factor · y (Granite's residual_multiplier)."""
 
-    factor: float = number(1.0, parameter="residual.scale")
+    factor: float = number(1.0, parameter="residual.scale", within=FACTOR)
 
     def __call__(self, y: Float[Tensor, "b p d"]) -> Float[Tensor, "b p d"]:
         return y if isinstance(self.factor, float) and self.factor == 1.0 else y * self.factor
@@ -59,7 +59,7 @@ class Add(Op):
 
     by_row: ClassVar[tuple[bool, ...]] = (True, True)
 
-    factor: float = number(1.0, parameter="residual.scale")
+    factor: float = number(1.0, parameter="residual.scale", within=FACTOR)
 
     def __call__(self, x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"] | None = None) -> Float[Tensor, "*shape"]:
         if y is None:

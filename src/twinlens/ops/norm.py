@@ -26,7 +26,7 @@ class Normalize(Op):
 
     removable: ClassVar[str | None] = "norm.missing"
 
-    eps: float = number(parameter="norm.eps")
+    eps: float = number(parameter="norm.eps", within=(0.0, 0.1))
     kind: str = choice("rms", "layer", parameter="norm.kind")
     eps_place: str = choice("inside", "outside", parameter="norm.eps_place")
     dtype: torch.dtype | None = precision(torch.float32, None, torch.bfloat16, parameter="norm.dtype")
@@ -67,7 +67,7 @@ class NormWeight(Op):
     absorbs: ClassVar[tuple[str, ...]] = ("Normalize",)
     removable: ClassVar[str | None] = "norm.missing"
 
-    offset: float = number(0.0, parameter="norm.offset", signed=True)
+    offset: float = number(0.0, parameter="norm.offset", signed=True, within=(-16.0, 16.0), natural=(0.0, 1.0))
     dtype: torch.dtype | None = precision(None, torch.float32, parameter="norm.dtype")
     kernel: str = order("plain", "fused")
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from twinlens.fields import choice, number, order, precision, size
+from twinlens.fields import FACTOR, choice, number, order, precision, size
 from twinlens.ops.base import Op, cast
 from twinlens.shapes import Float
 
@@ -81,8 +81,8 @@ class Part(Op):
 class Unembed(Op):
     """Logits: factor · W x + b, then cap · tanh(· / cap) (Gemma 2 report, section 2)."""
 
-    softcap: float | None = number(None, parameter="unembed.softcap", off=True, power=-2.0)
-    factor: float = number(1.0, parameter="unembed.scale")
+    softcap: float | None = number(None, parameter="unembed.softcap", off=True, power=-2.0, within=FACTOR)
+    factor: float = number(1.0, parameter="unembed.scale", within=FACTOR)
     dtype: torch.dtype | None = precision(None, torch.bfloat16, torch.float32, parameter="unembed.dtype")
     product: str = order("linear", "matmul", "split", "float64")
     scaling: str = order("divide", "multiply")

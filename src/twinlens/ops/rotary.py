@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from twinlens.fields import choice, integer, number, order, precision, size
+from twinlens.fields import FACTOR, choice, integer, number, order, precision, size
 from twinlens.ops.base import Op, cast
 from twinlens.shapes import Float, Int
 
@@ -30,13 +30,13 @@ class RotaryTable(Op):
     wave: str = size("cos")
     width: int = size(0)
     out: torch.dtype = size(torch.float32)
-    base: float = number(10000.0, parameter="rotary.base", tied=True, power=0.0)
+    base: float = number(10000.0, parameter="rotary.base", tied=True, power=0.0, within=(2.0, 1e12))
     scaling: str | None = choice(None, "linear", "llama3", parameter=_P, tied=True)
-    factor: float = number(1.0, parameter=_P, tied=True)
-    low_freq_factor: float = number(1.0, parameter=_P, tied=True)
-    high_freq_factor: float = number(4.0, parameter=_P, tied=True)
-    original_max_position: float = number(8192.0, parameter=_P, tied=True)
-    attention_factor: float = number(1.0, parameter="rotary.attention_factor", tied=True)
+    factor: float = number(1.0, parameter=_P, tied=True, within=FACTOR)
+    low_freq_factor: float = number(1.0, parameter=_P, tied=True, within=FACTOR)
+    high_freq_factor: float = number(4.0, parameter=_P, tied=True, within=FACTOR)
+    original_max_position: float = number(8192.0, parameter=_P, tied=True, within=(1.0, 1e9))
+    attention_factor: float = number(1.0, parameter="rotary.attention_factor", tied=True, within=FACTOR)
     dtype: torch.dtype | None = precision(
         torch.float32, torch.bfloat16, torch.float64, parameter="rotary.dtype", tied=True
     )

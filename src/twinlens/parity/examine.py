@@ -11,7 +11,8 @@ from twinlens.parity.changes import SetField, Use, Variant, slot
 from twinlens.parity.merged import Merged
 from twinlens.parity.result import Examination
 from twinlens.parity.rounding import equal
-from twinlens.parity.search import Found, Search
+from twinlens.parity.score import Found
+from twinlens.parity.search import Search
 from twinlens.spec import Spec
 
 _PARTIAL = 0.5
@@ -51,8 +52,8 @@ class Examiner:
         sharper = orders.precision(m, Variant())
         if sharper is not None:
             self._remember(self._changes, m, sharper)
-            proof = {"proof": "no declared precision gives these bits, this one gives every bit"}
-            return Examination(m.target, "explained", sharper, evidence=proof, exact=True, exact_without_orders=True)
+            proof = "no declared precision gives these bits, this one gives every bit"
+            return Examination(m.target, "explained", sharper, proof=proof, exact=True, exact_without_orders=True)
         search = Search(m, self.spec, self.own, self.known)
         ratio = search.base.ratio
         weights_differ = any(w.name in self.own for s in m.steps for _, w in s.weights)
@@ -75,10 +76,8 @@ class Examiner:
             orders=order or Variant(),
             ratio=search.base.ratio,
             intervals=dict(found.intervals),
-            evidence={
-                **self._evidence(search, found, bits or order is not None),
-                **{("name", k): v for k, v in found.names.items()},
-            },
+            proof=self._proof(search, found, bits or order is not None),
+            names=dict(found.names),
             exact=bits or order is not None,
             exact_without_orders=bits,
         )
@@ -99,7 +98,8 @@ class Examiner:
             ratio=search.base.ratio,
             share=share,
             intervals=dict(found.intervals),
-            evidence={**self._evidence(search, found, False), **{("name", k): v for k, v in found.names.items()}},
+            proof=self._proof(search, found, False),
+            names=dict(found.names),
             nearest=nearest,
         )
 
@@ -115,11 +115,11 @@ class Examiner:
                     return False
         return True
 
-    def _evidence(self, search: Search, found: Found, bits: bool) -> dict[str, str]:
+    def _proof(self, search: Search, found: Found, bits: bool) -> str:
         before, after = search.base, found.score
         left = "reproduced bit for bit" if bits else f"left at {after.ratio.tight:.2g} times the step's own rounding"
         masks = f", {before.support} entries masked by one side only" if before.support else ""
-        return {"proof": f"error {before.ratio.tight:.3g} times the step's own rounding{masks}; {left}"}
+        return f"error {before.ratio.tight:.3g} times the step's own rounding{masks}; {left}"
 
     def _proposals(self, m: Merged) -> list[Variant]:
         layer = sites.split(m.target)[0]

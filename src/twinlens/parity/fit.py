@@ -133,9 +133,11 @@ class Fit:
 
     @staticmethod
     def _legal(chosen: Sequence[Number], at: Tensor) -> Tensor:
+        """No further than a little beyond what a model may have, nor below what is off."""
         free = [n.kind.signed or n.kind.power == 0.0 for n in chosen]
         low = torch.tensor([-torch.inf if f else _NEAR_OFF for f in free], dtype=torch.float64)
-        return torch.maximum(at, low)
+        high = [max(to_smooth(n.kind, abs(v)) for v in n.kind.within if v) for n in chosen]
+        return torch.minimum(torch.maximum(at, low), 2.0 * torch.tensor(high, dtype=torch.float64))
 
     def _fitted(self, chosen: Sequence[Number], at: Tensor, r: Tensor, J: Tensor) -> Fitted:
         covariance = self._covariance(r, J)

@@ -55,13 +55,13 @@ def group_orders(spec: Spec, examined: Mapping[str, Examination]) -> list[Order]
 def _cause(spec: Spec, change: Change, target: str, e: Examination) -> Cause:
     layer = sites.split(change.site)[0]
     reference, candidate = values(spec, change)
-    name = e.evidence.get(("name", slot(change)), "")
+    name = e.names.get(slot(change), "")
     described = [f"= {name}"] if name else []
     if isinstance(change, Use):
         described.append(f"{change.name}: {change.pattern}")
     if isinstance(change, Feed):
         described.append(f"{change.name} {change.value}")
-    described.append(e.evidence.get("proof", ""))
+    described.append(e.proof)
     solved = e.status == "explained"
     if not solved:
         described.append(f"explains {e.share:.0%} of the error of {target}")

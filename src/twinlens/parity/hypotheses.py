@@ -45,6 +45,21 @@ def discrete(merged: Merged, spec: Spec, native: torch.Tensor) -> Iterator[Chang
                 yield from _others(merged, step, name, kind, now)
 
 
+def everywhere(merged: Merged) -> Iterator[tuple[Change, ...]]:
+    """Numbers that implementations take for one another, each by itself and in every like step at once."""
+    found: dict[tuple[str, str, float, float], list[SetField]] = {}
+    for step in merged.steps:
+        for name, kind, now in kinds(step.op):
+            for value in kind.natural:
+                if now in kind.natural and value != now:
+                    change = SetField((step.writes,), name, value)
+                    found.setdefault((type(step.op).__name__, name, now, value), []).append(change)
+    for changes in found.values():
+        yield tuple(changes)
+        if len(changes) > 1:
+            yield from ((c,) for c in changes)
+
+
 def _others(merged: Merged, step: Step, name: str, kind: Kind, now: Any) -> Iterator[SetField]:
     tied = twins(merged.steps, step.writes, name)
     if tied[0] == step.writes:

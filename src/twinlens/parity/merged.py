@@ -51,8 +51,8 @@ class Merged:
     sites: Mapping[str, Tensor]
     weights: Weights
     meter: Meter
-    dtype: torch.dtype = torch.float32
-    """What the declared model stores."""
+    dtypes: Mapping[str, torch.dtype]
+    """What the declared model stores at each site."""
 
     @property
     def value(self) -> Tensor:
@@ -80,6 +80,10 @@ class Merged:
             steps = variant.steps(self.steps)
         return self._run(steps, variant)[self.target]
 
+    def stepwise(self, variant: Variant = Variant()) -> Tensor:
+        """The target from the sites shown right before it: what a kernel computes once more is judged at its own."""
+        return self._run(variant.steps(self.steps), variant)[self.target]
+
     def plain(self, variant: Variant = Variant()) -> dict[str, Tensor]:
         """All that the steps write, each by itself, in the declared dtype."""
         steps = variant.steps(self.steps)
@@ -87,15 +91,21 @@ class Merged:
 
     def _run(self, steps: Sequence[Step], variant: Variant, keep: Sequence[str] = ()) -> dict[str, Tensor]:
         self.meter.add(steps, 1.0, self.weights)
-        inputs, weights = variant.inputs(self.sites), variant.weights(self.weights)
+        inputs, weights = variant.inputs(self._narrowed), variant.weights(self.weights)
         with torch.no_grad():
             try:
                 return evaluate(steps, inputs, weights, keep=keep)
             except RuntimeError:  # a tensor that the run has in another dtype than the declared step reads
-                return evaluate(steps, {k: self._stored(v) for k, v in inputs.items()}, weights, keep=keep)
+                return evaluate(steps, {k: self._stored(k, v) for k, v in inputs.items()}, weights, keep=keep)
 
-    def _stored(self, x: Tensor) -> Tensor:
-        return x.to(self.dtype) if x.is_floating_point() else x
+    @cached_property
+    def _narrowed(self) -> Mapping[str, Tensor]:
+        """The run's tensors; none of them in float64, in which a product may be but nothing is handed on."""
+        wide = {r: self.sites[r] for r in self.reads if self.sites[r].dtype == torch.float64}
+        return {**self.sites, **{r: self._stored(r, x) for r, x in wide.items()}} if wide else self.sites
+
+    def _stored(self, site: str, x: Tensor) -> Tensor:
+        return x.to(self.dtypes.get(site, x.dtype)) if x.is_floating_point() else x
 
     def oracle(self, variant: Variant, rows: Rows, noise: Noise | None = None) -> Tensor:
         """The target in float64 by the plain formulas, on some rows of the positions, differentiable in the fields."""
@@ -155,6 +165,16 @@ class Oracle:
 
     def __call__(self, variant: Variant, noise: Noise | None = None) -> Tensor:
         """The target under a variant's changes."""
+        step, reads, arguments = self._last(variant, noise)
+        return step.op(*reads, **arguments)
+
+    def with_magnitude(self, variant: Variant) -> tuple[Tensor, Tensor]:
+        """The target, and what one unit of roundoff in its own step is multiplied by."""
+        step, reads, arguments = self._last(variant, None)
+        return step.op(*reads, **arguments), step.op.magnitude(*reads, **arguments)
+
+    def _last(self, variant: Variant, noise: Noise | None) -> tuple[Step, list[Tensor], dict[str, Tensor]]:
+        """The target's own step, with all that it reads."""
         steps = exact(variant.steps(self.merged.steps))
         whole = _needed_whole(steps)
         find = variant.weights(self.merged.weights)
@@ -162,27 +182,23 @@ class Oracle:
         values: dict[str, Tensor] = {k: v for k, v in self.tensors.items() if k not in {s.writes for s in steps}}
         values |= {k: _double(v) for k, v in variant.inputs(self.merged.sites).items() if k.startswith("candidate:")}
         narrow: set[str] = set()
-        step, reads, arguments = steps[-1], list[Tensor](), dict[str, Tensor]()
-        for step in steps:
-            few = step.writes not in whole
+
+        def given(step: Step) -> tuple[list[Tensor], dict[str, Tensor]]:
             reads = [
-                self.rows.of(r, values[r]) if few and by_row and r not in narrow else values[r]
+                self.rows.of(r, values[r]) if step.writes not in whole and by_row and r not in narrow else values[r]
                 for r, by_row in zip(step.reads, _by_row(step), strict=True)
             ]
-            arguments = {a: w.view(self._weight(w.name, find)) for a, w in step.weights}
+            return reads, {a: w.view(self._weight(w.name, find)) for a, w in step.weights}
+
+        for step in steps[:-1]:
+            reads, arguments = given(step)
             value = step.op(*reads, **arguments)
-            if noise is not None and step.writes != self.merged.target:
+            if noise is not None:
                 value = noise(step, value, step.op.magnitude(*reads, **arguments))
             values[step.writes] = value
-            if few:
+            if step.writes not in whole:
                 narrow.add(step.writes)
-        self.last = (step, reads, arguments)  # the target's own step, for its magnitude
-        return values[self.merged.target]
-
-    def magnitude(self) -> Tensor:
-        """What one unit of roundoff in the target's own step is multiplied by, after a call."""
-        step, reads, arguments = self.last
-        return step.op.magnitude(*reads, **arguments)
+        return steps[-1], *given(steps[-1])
 
     def _weight(self, name: str, find: Weights) -> Tensor:
         if name not in self.weights:
@@ -216,9 +232,22 @@ def merge(spec: Spec, sites: Mapping[str, Tensor], weights: Weights, meter: Mete
         unit.step.writes: tuple(s.writes for s in unit.absorbed) for unit in units(spec.steps) if unit.absorbed
     }
     given = {s: sites[s] for s in (*INPUTS, *shown) if s in sites}
+    dtypes = stored(spec, weights)
     for target in shown:
         others = [s for s in shown if s != target]
         steps = spec.between(target, others)
         inner = hidden_by_kernel.get(target, ())
         kernel_steps = spec.between(target, [s for s in others if s not in inner]) if inner else steps
-        yield Merged(target, steps, kernel_steps, given, weights, meter, spec.dtype)
+        yield Merged(target, steps, kernel_steps, given, weights, meter, dtypes)
+
+
+def stored(spec: Spec, weights: Weights) -> dict[str, torch.dtype]:
+    """What the declared model stores at each site: its rows, run on tensors without data."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    given = dict.fromkeys(INPUTS, ids) | {"slots": ids[0]}
+
+    def empty(name: str) -> Tensor:
+        return torch.empty_like(weights(name), device="meta")
+
+    with torch.no_grad():
+        return {site: x.dtype for site, x in evaluate(spec.steps, given, empty, keep=spec.sites).items()}

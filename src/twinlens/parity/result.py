@@ -112,7 +112,10 @@ class Examination:
     share: float = 1.0
     """Of the error, what the changes explain."""
     intervals: dict[Any, tuple[float, float]] = field(default_factory=dict[Any, tuple[float, float]])
-    evidence: dict[Any, str] = field(default_factory=dict[Any, str])
+    names: dict[Any, str] = field(default_factory=dict[Any, str])
+    """By what a change changes: the closed form of its number."""
+    proof: str = ""
+    """How far the step was, and what the changes leave."""
     nearest: tuple[str, ...] = ()
     exact: bool = False
     """Whether changes and orders reproduce every bit."""

@@ -97,9 +97,10 @@ class Scale:
         self.mask = rows.of("mask", mask)
         plain = merged.plain(variant) if len(merged.steps) > 1 else {site: native}
         oracle = merged.prepared(variant, rows)
-        self.exact = oracle(variant)
-        u = max(torch.finfo(t).eps for t in (native.dtype, merged.value.dtype, torch.float32)) / 2
-        wide = (u * oracle.magnitude()).square()
+        self.exact, magnitude = oracle.with_magnitude(variant)
+        coarsest = (native.dtype, merged.value.dtype, merged.dtypes[site], torch.float32)
+        u = max(torch.finfo(t).eps for t in coarsest) / 2
+        wide = (u * magnitude).square()
         if len(merged.steps) > 1:
             dtypes = {k: _coarser(v.dtype, merged.value.dtype) for k, v in plain.items()}
             draws = [oracle(variant, Noise(dtypes, seed)) - self.exact for seed in range(_DRAWS)]

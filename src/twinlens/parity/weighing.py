@@ -168,18 +168,20 @@ def is_copy(step: Step) -> bool:
     return isinstance(step.op, Add | Branch) and len(step.reads) == 1
 
 
-def solved(merged: Merged, step: Step, native: Tensor, mask: Tensor, known: frozenset[str]) -> Iterator[Use]:
+def solved(
+    merged: Merged, step: Step, native: Tensor, mask: Tensor, known: frozenset[str]
+) -> Iterator[tuple[Use, ...]]:
     """Rows of the last product's weight that are scaled, and a bias that is added, read off the error itself."""
     if not isinstance(step.op, Project | Unembed):
         return
     if len(merged.steps) == 1 and dict(step.weights)["W"].name not in known:
-        yield from whole(merged, step, mask)
+        yield from ((use,) for use in whole(merged, step, mask))
     y, n = merged.value.flatten(2)[mask.bool()].double(), native.flatten(2)[mask.bool()].double()
     error = y - n
     name = dict(step.weights)["W"].name
     bias = error.mean(0)
     if "b" not in dict(step.weights) and bool((error - bias).norm() < 0.05 * error.norm()):
-        yield Use(step.writes, "b", bias.to(merged.value.dtype), name.removesuffix("weight") + "bias", "added")
+        yield (Use(step.writes, "b", bias.to(merged.value.dtype), name.removesuffix("weight") + "bias", "added"),)
     if "b" in dict(step.weights):
         offset = merged.weights(dict(step.weights)["b"].name).double()
         y, n = y - offset, n - offset
@@ -192,4 +194,4 @@ def solved(merged: Merged, step: Step, native: Tensor, mask: Tensor, known: froz
         view = dict(step.weights)["W"].view(weight).clone()
         view[rows] = (view[rows].double() * factor[rows, None]).to(view.dtype)
         stored = view.T if dict(step.weights)["W"].transposed else view
-        yield Use(step.writes, "W", stored, name, _pattern(weight, stored), name)
+        yield (Use(step.writes, "W", stored, name, _pattern(weight, stored), name),)

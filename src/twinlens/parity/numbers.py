@@ -1,0 +1,211 @@
+"""The fewest numbers that bring a step nearest to the candidate, by derivative."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from twinlens.parity.changes import Leave, SetField, Variant, slot
+from twinlens.parity.closed_form import closed_form
+from twinlens.parity.fit import Fit, Fitted, Number, interval, numbers
+from twinlens.parity.merged import Rows
+from twinlens.parity.rounding import Scale
+from twinlens.parity.score import MOSTLY, Found, Scorer
+
+_SMALL_ROWS = (3, 9, 33)
+"""Angles are fitted on so many positions first: each time three times as far, so that no turn is skipped."""
+_MOST, _JOINT = 3, 6
+"""Numbers that are added one by one; numbers that are tried all at once."""
+_TRIED = 4
+"""Numbers that are fitted, of those that promise most."""
+_USEFUL = 0.97
+"""A further number must bring the step nearer by this; any number does by a part in the square root of the entries."""
+_AS_GOOD = 1.05
+"""Once a number explains the step, others are fitted only if their derivatives promise as much."""
+_FAR_FROM_LINEAR = 0.5
+"""What is far from linear promises less by its derivative than it keeps: it is taken for twice as good."""
+_OFF = 1.2
+"""A number that may be off is off if that leaves no more than this."""
+_SHARP = 0.4
+"""The part of a change that its statistical interval may be wide: ten standard errors at eight of an interval."""
+_ASIDE = 5.0
+"""A constant that was rounded on its way may lie so many half intervals from the number with a name."""
+
+
+class Numbers:
+    """Estimates the number fields of one merged step."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer, self.merged, self.spec = scorer, scorer.merged, scorer.spec
+
+    def fewest(self, start: Found) -> Found | None:
+        """The fewest numbers that bring the step nearest, by derivative, on top of what is changed already."""
+        taken = {(s, c.name) for c in start.variant.changes if isinstance(c, SetField) for s in c.sites}
+        fit = self._fit(start.variant)
+        gone = {s for c in start.variant.changes if isinstance(c, Leave) for s in c.sites}
+        free = [
+            n
+            for n in numbers(start.variant.steps(self.merged.steps))
+            if (n.site, n.name) not in taken and n.site not in gone
+        ]
+        best, chosen = start, list[Number]()
+        while len(chosen) < _MOST and len(free) > len(chosen):
+            step = self._next_number(fit, chosen, [n for n in free if n not in chosen], start)
+            if step is None or not step[1].score < best.score or step[1].score.rms > _USEFUL * best.score.rms:
+                break
+            chosen, best = list(step[0].numbers), step[1]
+            if self.scorer.is_explained(best.score):
+                return best
+        return self._jointly(fit, free, start) or (best if chosen else None)
+
+    def sharp(self, found: Found | None) -> Found | None:
+        """Below rounding's loose scale numbers count only if they are sharp and take most of the error away."""
+        if (
+            found is None
+            or found.score.rms > MOSTLY * self.scorer.base.rms
+            or not self.scorer.is_explained(found.score)
+        ):
+            return None
+        return found if self._is_sharp(found) else None
+
+    def _is_sharp(self, found: Found) -> bool:
+        """Whether each value is known much better than it is apart from the reference's, roundings of it left out."""
+        u = torch.finfo(self.merged.value.dtype).eps / 2
+        for change in found.variant.changes:
+            within = found.intervals.get(slot(change))
+            if within is not None and isinstance(change, SetField) and change.value is not None:
+                now = getattr(self.spec.at[change.site].op, change.name) or 0.0
+                if within[1] - within[0] - 4 * u * abs(change.value) > _SHARP * abs(change.value - now):
+                    return False
+        return True
+
+    def _fit(self, base: Variant) -> Fit:
+        return Fit(self.merged.prepared(base, self.scorer.rows), base, self.scorer.scale.weights())
+
+    def _jointly(self, fit: Fit, free: list[Number], start: Found) -> Found | None:
+        """All numbers at once, where none alone shows the way; those that are not needed are dropped again."""
+        if not 1 < len(free) <= _JOINT:
+            return None
+        found = self._found(fit.run(free, self._starts(fit, free)), start)
+        return self.scorer.pruned(found) if found is not None and self.scorer.is_explained(found.score) else None
+
+    def _next_number(
+        self, fit: Fit, chosen: list[Number], free: list[Number], start: Found
+    ) -> tuple[Fitted, Found] | None:
+        """The number that, fitted together with those chosen, leaves least."""
+        at = torch.tensor([n.start for n in (*chosen, *free)], dtype=torch.float64)
+        r, J = fit.columns((*chosen, *free), at)
+        promise: list[tuple[float, Number]] = []
+        for i, n in enumerate(free):
+            columns = J[:, [*range(len(chosen)), len(chosen) + i]]
+            if not bool(columns[:, -1].any()):
+                continue
+            left = (
+                r - columns @ (torch.linalg.pinv(columns) @ r)
+                if columns.numel() < 4e6
+                else r - columns @ _lstsq(columns, r)
+            )
+            promise.append((float(left.norm()), n))
+        tried: list[tuple[Fitted, Found]] = []
+        done = float("inf")
+        for left, n in sorted(promise, key=self._promise)[:_TRIED]:
+            if left > _AS_GOOD * done:
+                continue
+            fitted = fit.run((*chosen, n), self._starts(fit, (*chosen, n)))
+            found = self._found(fitted, start)
+            if found is not None:
+                tried.append((fitted, found))
+                if self.scorer.is_explained(found.score):
+                    done = min(done, left)
+        return min(tried, key=lambda t: self._rank(t[1]), default=None)
+
+    def _rank(self, found: Found) -> tuple[int, int, int, float]:
+        """Among changes that explain a step alike, those whose values have a name."""
+        explained = self.scorer.is_explained(found.score)
+        return (found.score.support, not explained, -len(found.names) if explained else 0, found.score.rms)
+
+    def _promise(self, promise: tuple[float, Number]) -> float:
+        """What a number leaves by its derivative; less is likely where the step is far from linear in it."""
+        left, n = promise
+        return left * (_FAR_FROM_LINEAR if self._staged(n) or n.value is None else 1.0)
+
+    def _staged(self, number: Number) -> bool:
+        return "positions" in self.spec.at[number.site].reads
+
+    def _starts(self, fit: Fit, chosen: Sequence[Number]) -> list[float]:
+        """Where a fit starts. Angles grow with the position: fit the first positions first."""
+        at = [n.start for n in chosen]
+        if not any(self._staged(n) for n in chosen):
+            return at
+        for rows in _SMALL_ROWS:
+            few = Rows(torch.arange(min(rows, self.scorer.length), device=self.merged.value.device), self.scorer.length)
+            scale = Scale(self.merged, fit.base, few, self.merged.stepwise(fit.base))
+            small = Fit(self.merged.prepared(fit.base, few), fit.base, scale.weights())
+            fitted = small.run(chosen, at)
+            at = [
+                n.start if v is None else Number(n.sites, n.name, n.kind, v).start
+                for n, v in zip(fitted.numbers, fitted.values, strict=True)
+            ]
+        return at
+
+    def _found(self, fitted: Fitted, start: Found) -> Found | None:
+        """A fit as changes: numbers that stay within their interval are dropped, the others get their names."""
+        u = torch.finfo(self.merged.value.dtype).eps / 2
+        changes: list[SetField] = []
+        intervals, names = dict(start.intervals), dict(start.names)
+        for n, value, error in zip(fitted.numbers, fitted.values, fitted.errors, strict=True):
+            change = SetField(n.sites, n.name, value)
+            if value is not None:
+                low, high = interval(value, error, u)
+                if not all(map(math.isfinite, (value, low, high))) or not n.kind.allows(value):
+                    return None
+                if n.value is not None and low <= n.value <= high:
+                    continue
+                change, name = self._named(start.variant, change, value, (low, high))
+                if change.value == n.value:
+                    continue
+                if name:
+                    names[slot(change)] = name
+                    low, high = min(low, change.value), max(high, change.value)
+                intervals[slot(change)] = (low, high)
+            elif n.value is None:
+                continue
+            changes.append(change)
+        if not changes:
+            return None
+        found = Found(start.variant + changes, self.scorer.judged(start.variant + changes), intervals, names)
+        return self._switched_off(found, fitted)
+
+    def _named(
+        self, base: Variant, change: SetField, value: float, within: tuple[float, float]
+    ) -> tuple[SetField, str]:
+        """The number with a name that a value stands for, if the replay does not get worse by it.
+
+        Constants that were rounded on their way lie a little outside a statistical interval; the replay decides.
+        """
+        half = (within[1] - within[0]) / 2
+        half = max(_ASIDE * half, 2e-5 * abs(value))
+        named = closed_form(value, within) or closed_form(value, (value - half, value + half))
+        if named is None or named[0] == value:
+            return change, ""
+        exact = SetField(change.sites, change.name, named[0])
+        if self.scorer.score(base + (exact,)).rms <= 1.01 * self.scorer.score(base + (change,)).rms:
+            return exact, named[1]
+        return change, ""
+
+    def _switched_off(self, found: Found, fitted: Fitted) -> Found:
+        """A number that hardly acts any more is off."""
+        for n in fitted.numbers:
+            if n.kind.off and n.value is not None:
+                variant = found.variant + (SetField(n.sites, n.name, None),)
+                score = self.scorer.judged(variant)
+                if score.support <= found.score.support and score.rms <= _OFF * found.score.rms:
+                    found = Found(variant, score, found.intervals, found.names)
+        return found
+
+
+def _lstsq(A: Tensor, b: Tensor) -> Tensor:
+    return torch.linalg.lstsq(A.T @ A, A.T @ b).solution

@@ -1,0 +1,139 @@
+"""How far changes leave a step from what the candidate computed there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from twinlens.fields import kind_of
+from twinlens.parity.changes import Change, SetField, Variant
+from twinlens.parity.merged import Merged, Rows
+from twinlens.parity.rounding import Ratio, Scale, by_rows, difference, masked
+from twinlens.sites import axes
+from twinlens.spec import Spec
+
+_ROWS = 24
+"""Positions that are examined: half of them the worst, half spread over the prompt."""
+MOSTLY = 0.5
+"""An explanation leaves at most this part of the error. Two numbers of one step can share an error between them, so
+that each takes a part of it; what takes less than half is told by neither."""
+NEARLY = 0.03
+"""The same where only the wide scale says rounding: it may be many times what a step errs (docs/rounding.md)."""
+REDUNDANT = 1.5
+"""A change is dropped if without it the distance grows by no more: rounding differs from draw to draw by as much."""
+IMPOSSIBLE = (ValueError, RuntimeError, AssertionError, ZeroDivisionError, OverflowError)
+"""What an operation raises for fields that it cannot compute with."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How far a change leaves the step from the candidate: entries masked by one side only, then distance."""
+
+    support: int
+    rms: float
+    ratio: Ratio
+
+    def __lt__(self, other: Score) -> bool:
+        return (self.support, self.rms) < (other.support, other.rms)
+
+
+@dataclass
+class Found:
+    """Changes with what is known of each."""
+
+    variant: Variant
+    score: Score
+    intervals: dict[tuple[str, str, str], tuple[float, float]] = field(default_factory=dict)
+    names: dict[tuple[str, str, str], str] = field(default_factory=dict)
+
+
+_FAR = Score(10**12, float("inf"), Ratio(float("inf"), float("inf")))
+"""Of what cannot be computed."""
+
+
+class Scorer:
+    """Injects changes into one merged step and measures what is left, on a few rows."""
+
+    def __init__(self, merged: Merged, spec: Spec) -> None:
+        self.merged, self.spec = merged, spec
+        self.native = merged.stepwise()
+        self.length = merged.sites["tokens"].shape[1]
+        self.rows = Rows(self._worst_rows(), self.length)
+        self.scale = Scale(merged, Variant(), self.rows, self.native)
+        self.base = self.score(Variant())
+        self._scales: dict[Variant, Scale] = {Variant(): self.scale}
+
+    def _worst_rows(self) -> Tensor:
+        """The positions where the step is worst, and a few others."""
+        error, _ = difference(self.merged.target, self.merged.value, self.native)
+        names = axes(self.merged.target)
+        if "p" not in names:
+            return torch.arange(self.length)
+        size = torch.nan_to_num(error).abs().movedim(names.index("p"), 0).flatten(1).amax(1)
+        x, y = (masked(self.merged.target, t) for t in (self.merged.value, self.native))
+        if x is not None and y is not None:
+            size = size + (x ^ y).movedim(names.index("p"), 0).flatten(1).any(1) * size.max().clamp_min(1.0)
+        worst = size.argsort(descending=True)[: _ROWS // 2]
+        spread = torch.linspace(0, self.length - 1, min(_ROWS // 2, self.length)).long()
+        return torch.cat((worst.cpu(), spread)).unique().to(self.merged.value.device)
+
+    def score(self, variant: Variant, scale: Scale | None = None) -> Score:
+        """Inject changes in the declared dtype, and see how far the candidate still is.
+
+        Distances of all variants are in units of the unchanged step's rounding, so that they compare; `scale` is the
+        one that decides whether what is left is rounding.
+        """
+        site = self.merged.target
+        try:
+            native = self.merged.stepwise(variant)
+        except IMPOSSIBLE:
+            return _FAR
+        if native.shape[:-1] != self.merged.value.shape[:-1]:
+            return _FAR
+        error, _ = difference(site, self.rows.of(site, self.merged.value), self.rows.of(site, native))
+        _, support = difference(site, self.merged.value, native)
+        rms = float((by_rows(site, error, self.scale.mask) * self.scale.weights()).square().mean().sqrt())
+        return Score(support, rms if rms == rms else float("inf"), (scale or self.scale).ratio(error, support))
+
+    def is_explained(self, score: Score) -> bool:
+        """Rounding, with most of the error gone; and much nearer than before where rounding's scale is loose."""
+        left = score.rms / self.base.rms if self.base.rms > 0 and not self.base.support else 0.0
+        return score.ratio.is_rounding and (left < MOSTLY if score.ratio.is_close else left < NEARLY)
+
+    def judged(self, variant: Variant) -> Score:
+        """A finalist against the scales of the changed step itself, but not of its coarser precision: a step that is
+        computed coarsely reproduces the candidate to the last bits, or it is not the one.
+        """
+        if variant not in self._scales:
+            fine = Variant(tuple(c for c in variant.changes if not self._is_precision(c)))
+            try:
+                self._scales[variant] = Scale(self.merged, fine, self.rows, self.merged.stepwise(fine))
+            except IMPOSSIBLE:
+                self._scales[variant] = self.scale
+        return self.score(variant, self._scales[variant])
+
+    def _is_precision(self, change: Change) -> bool:
+        return isinstance(change, SetField) and kind_of(self.spec.at[change.site].op, change.name).name == "dtype"
+
+    def pruned(self, found: Found) -> Found:
+        """None of the changes can be left out."""
+        for change in found.variant.changes:
+            fewer = found.variant.without(change)
+            if not fewer:
+                continue
+            score = self.judged(fewer)
+            if self.is_explained(score) and score.rms < REDUNDANT * found.score.rms:
+                found = Found(fewer, score, found.intervals, found.names)
+        return found
+
+    def effective(self, variant: Variant) -> Variant:
+        """Without what changes nothing here."""
+        return Variant(
+            tuple(
+                c
+                for c in variant.changes
+                if not isinstance(c, SetField) or getattr(self.spec.at[c.site].op, c.name) != c.value
+            )
+        )
