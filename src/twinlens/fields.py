@@ -30,6 +30,8 @@ class Kind:
     `enters`: the site within the block where a cause is reported, if not the step's own.
     `signed`: a number that may be negative; others are not.
     `within`: what a model may have; a fit that ends elsewhere found nothing.
+    `read`: where it is off, a number is not estimated but read off the entries.
+    `multiple`: what an integer is a multiple of.
     `natural`: values that implementations take for one another, tried as if they were a choice.
     `tied`: steps of one layer that have this field have one value of it (cos and sin, queries and
     keys).
@@ -45,6 +47,8 @@ class Kind:
     signed: bool = False
     within: tuple[float, float] = (0.0, math.inf)
     natural: tuple[float, ...] = ()
+    read: bool = False
+    multiple: int = 1
 
     def allows(self, value: float) -> bool:
         """Whether a model may have this value."""
@@ -69,15 +73,18 @@ def number(
     signed: bool = False,
     within: tuple[float, float] = (0.0, math.inf),
     natural: tuple[float, ...] = (),
+    read: bool = False,
 ) -> Any:
     """A real constant of the formula; as a 0-dim tensor it has a derivative."""
-    kind = Kind("number", parameter, off=off, power=power, tied=tied, signed=signed, within=within, natural=natural)
+    kind = Kind(
+        "number", parameter, off=off, power=power, tied=tied, signed=signed, within=within, natural=natural, read=read
+    )
     return _field(kind, default)
 
 
-def integer(default: Any = MISSING, *, parameter: str, off: bool = False, tied: bool = False) -> Any:
+def integer(default: Any = MISSING, *, parameter: str, off: bool = False, tied: bool = False, multiple: int = 1) -> Any:
     """A count or an offset: no derivative."""
-    return _field(Kind("integer", parameter, off=off, tied=tied), default)
+    return _field(Kind("integer", parameter, off=off, tied=tied, multiple=multiple), default)
 
 
 def choice(default: Any, *others: Any, parameter: str, enters: str | None = None, tied: bool = False) -> Any:

@@ -69,7 +69,8 @@ Make = Callable[[Drawer, Callable[[st.SearchStrategy[Any]], Any]], Case]
 
 
 def _scores(t: Drawer, draw: Any) -> Case:
-    op = ops.Scores(draw(between(1, 20)), draw(between(3, 60)), draw(st.sampled_from([None, 1, 3])))
+    window, lowest = draw(st.sampled_from([None, 1, 3])), draw(between(-9, -1))
+    op = ops.Scores(draw(between(1, 20)), draw(between(3, 60)), window, masked=lowest)
     mask = torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])
     q, k = t.normal("b p h e"), t.normal("b s k e")
     return Case(op, (("b p h e", q), ("b s k e", k), ("b s", mask), ("p", torch.arange(5))))

@@ -45,8 +45,8 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     c.ignore("an order of evaluation", "reorder_and_upcast_attn", "scale_attn_weights_in_fp32")
     c.require("add_cross_attention", False, "a decoder alone has none")
     normalize, weight = (
-        Normalize(eps=c.get("layer_norm_epsilon", default=1e-5), kind="layer"),
-        NormWeight(kernel="fused"),
+        Normalize(eps=c.get("layer_norm_epsilon", default=1e-5), kind="layer", out=torch.float32),
+        NormWeight(dtype=torch.float32, kernel="fused"),  # torch's kernel rounds once, at its end
     )
     act, theirs = rows.activation(c, "activation_function", default="gelu_new")
     activate = Activate(act, formula="plain" if theirs == "gelu_new" else "kernel")

@@ -16,10 +16,13 @@ from twinlens.ops.base import Op
 from twinlens.ops.project import soft_cap, summed
 from twinlens.shapes import Bool, Float, Int
 
+UNREACHED = -5e3
+"""No score of a model comes near; implementations mask with -1e4, -1e9, the smallest finite number or -inf."""
+
 
 @dataclass(frozen=True)
 class Scores(Op):
-    """cap · tanh(q kᵀ / (scale · cap)), with the smallest finite number where a query may not look.
+    """cap · tanh(q kᵀ / (scale · cap)), with `masked` where a query may not look (None: the smallest finite number).
 
     `scale` is the divisor (Vaswani et al. 2017, section 3.2.1), `softcap` the cap of Gemma 2
     (report, section 2), `window` the number of keys up to and including its own that a query sees
@@ -33,6 +36,9 @@ class Scores(Op):
     window: int | None = integer(None, parameter="attn.window", off=True)
     causal: str = choice("causal", "none", parameter="attn.mask")
     padding: str = choice("masked", "ignored", parameter="attn.mask")
+    masked: float | None = number(
+        None, parameter="attn.mask", off=True, signed=True, read=True, within=(UNREACHED, math.inf)
+    )
     kv_map: str = choice("repeat", "tile", "first", parameter="attn.kv_map", tied=True)
     scaling: str = order("multiply", "divide", "query", "both")
     product: str = order("matmul", "einsum", "split", "float64")
@@ -55,7 +61,8 @@ class Scores(Op):
         elif self.scaling == "divide":
             s = s / self.scale
         s = soft_cap(s, self.softcap)
-        return s.masked_fill(~self.allowed(mask, slots), torch.finfo(s.dtype).min)
+        lowest = torch.finfo(s.dtype).min if self.masked is None else self.masked
+        return s.masked_fill(~self.allowed(mask, slots), lowest)
 
     def allowed(self, mask: Int[Tensor, "b s"], slots: Int[Tensor, " p"]) -> Bool[Tensor, "b 1 p s"]:
         """Where a query may look."""
@@ -75,7 +82,7 @@ class Scores(Op):
         k = for_each_query_head(k, q.shape[2], self.kv_map)
         squares = torch.matmul(q.square().transpose(1, 2), k.square().permute(0, 2, 3, 1))
         size = summed(squares, q.shape[-1]) / abs(float(self.scale))
-        return size.masked_fill(~self.allowed(mask, slots), 0.0)
+        return size.masked_fill(~self.allowed(mask, slots), 0.0 if self.masked is None else abs(float(self.masked)))
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class Softmax(Op):
 
     def magnitude(self, s: Tensor) -> Tensor:
         # exp of a score that is off by u |s| is off by u |s| of itself, in the term and in the sum
-        seen = s > torch.finfo(torch.float32).min / 2
+        seen = s > UNREACHED
         largest = s.abs().masked_fill(~seen, 0.0).amax(-1, keepdim=True)
         return self(s) * (2.0 + s.abs().masked_fill(~seen, 0.0) + largest)
 
@@ -124,8 +131,8 @@ class Mix(Op):
         return self._sdpa if self.kernel == "sdpa" else None
 
     def fuses(self, ops: tuple[Op, ...]) -> bool:
-        """torch's sdpa has no soft cap."""
-        return isinstance(ops[0], Scores) and ops[0].softcap is None
+        """torch's sdpa has no soft cap, and no number of ours for what is masked."""
+        return isinstance(ops[0], Scores) and ops[0].softcap is None and ops[0].masked is None
 
     def _sdpa(self, ops: tuple[Op, ...], q: Tensor, k: Tensor, mask: Tensor, slots: Tensor, v: Tensor) -> Tensor:
         scores = ops[0]

@@ -60,7 +60,8 @@ class Normalize(Op):
 class NormWeight(Op):
     """(offset + w) · x + b. Gemma stores w about 0 and uses 1 + w (`offset` 1).
 
-    `dtype` is that of the product (None: as it comes in); the result has the dtype of the weight.
+    `dtype` is that of the product (None: as it comes in), `sum_dtype` that of offset + w (None: the
+    product's); the result has the dtype of the weight.
     `kernel="fused"` is torch's own norm, which hides the normalised tensor.
     """
 
@@ -69,6 +70,7 @@ class NormWeight(Op):
 
     offset: float = number(0.0, parameter="norm.offset", signed=True, within=(-16.0, 16.0), natural=(0.0, 1.0))
     dtype: torch.dtype | None = precision(None, torch.float32, parameter="norm.dtype")
+    sum_dtype: torch.dtype | None = precision(None, torch.bfloat16, parameter="norm.dtype")
     kernel: str = order("plain", "fused")
 
     def __call__(
@@ -79,7 +81,7 @@ class NormWeight(Op):
     ) -> Float[Tensor, "*rows d"]:
         weight = cast(w, self.dtype)
         if not (isinstance(self.offset, float) and self.offset == 0.0):
-            weight = self.offset + weight
+            weight = cast(self.offset + cast(weight, self.sum_dtype), self.dtype)
         y = cast(x, self.dtype) * weight
         return (y if b is None else y + cast(b, self.dtype)).to(w.dtype)
 
@@ -93,6 +95,8 @@ class NormWeight(Op):
     def _kernel(self, ops: tuple[Op, ...], x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         (normalize,) = ops
         assert isinstance(normalize, Normalize)
+        if self.offset != 0.0 and (self.sum_dtype or self.dtype or w.dtype) != w.dtype:
+            raise ValueError("torch's kernel is given offset + w in the dtype of w")
         if normalize.kind == "layer":
             weight = w if self.offset == 0.0 else w + self.offset
             return F.layer_norm(x, (x.shape[-1],), weight, b, float(normalize.eps))

@@ -28,7 +28,7 @@ class RotaryTable(Op):
     """
 
     wave: str = size("cos")
-    width: int = size(0)
+    width: int = integer(0, parameter="rotary.dim", tied=True, multiple=2)
     out: torch.dtype = size(torch.float32)
     base: float = number(10000.0, parameter="rotary.base", tied=True, power=0.0, within=(2.0, 1e12))
     scaling: str | None = choice(None, "linear", "llama3", parameter=_P, tied=True)
@@ -121,7 +121,7 @@ class Rotate(Op):
     removable: ClassVar[str | None] = "rotary.layers"
     by_row: ClassVar[tuple[bool, ...]] = (True, True, True)
 
-    width: int = integer(parameter="rotary.dim", tied=True)
+    width: int = integer(parameter="rotary.dim", tied=True, multiple=2)
     layout: str = choice("half", "interleaved", parameter="rotary.layout", tied=True)
 
     def __call__(

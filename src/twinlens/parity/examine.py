@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from twinlens import sites
 from twinlens.parity import hypotheses, orders
+from twinlens.parity.agreement import Elsewhere, told
 from twinlens.parity.changes import SetField, Use, Variant, slot
 from twinlens.parity.merged import Merged
 from twinlens.parity.result import Examination
 from twinlens.parity.rounding import equal
-from twinlens.parity.score import Found
+from twinlens.parity.score import Found, Scorer
 from twinlens.parity.search import Search
 from twinlens.spec import Spec
 
@@ -30,6 +33,7 @@ class Examiner:
         self._orders: dict[str, list[Variant]] = {}
         self._no_orders: set[str] = set()
         self._tied: list[Variant] = []
+        self._elsewhere = Elsewhere(spec)
 
     def __call__(self, m: Merged) -> Examination:
         """The ladder for one step."""
@@ -59,13 +63,51 @@ class Examiner:
         weights_differ = any(w.name in self.own for s in m.steps for _, w in s.weights)
         if ratio.is_close and not weights_differ:
             self._no_orders.add(sites.generic(m.target))
-            return Examination(m.target, "rounding", ratio=ratio)
+            return self._also(m, search.scorer) or Examination(m.target, "rounding", ratio=ratio)
         found = search.run(self._proposals(m), thorough=not ratio.is_rounding)
         if found is None or not found.variant or not (search.is_explained(found.score)):
             return self._unsolved(m, search, found)
-        return self._solved(m, search, found)
+        return self.solved(m, search.scorer, self._sharpened(search.scorer, found))
 
-    def _solved(self, m: Merged, search: Search, found: Found) -> Examination:
+    def _sharpened(self, scorer: Scorer, found: Found) -> Found:
+        """With an interval for each number that was taken over from another step; what this step does not tell goes."""
+        if all(slot(c) in found.intervals or not isinstance(c, SetField) for c in found.variant.changes):
+            return found
+        sharp = told(scorer, found.variant)
+        if not scorer.is_explained(sharp.score):
+            return found
+        return replace(sharp, intervals=sharp.intervals | found.intervals, names=found.names)
+
+    def again(self, m: Merged, scorer: Scorer) -> Examination | None:
+        """A step that nothing explained, or that seemed rounding, under what was found since; None where that fails."""
+        for proposal in (scorer.effective(p) for p in self._proposals(m)):
+            if proposal and scorer.is_explained(score := scorer.judged(proposal)):
+                return self.solved(m, scorer, self._sharpened(scorer, scorer.pruned(Found(proposal, score))))
+        return self._also(m, scorer) if scorer.base.ratio.is_rounding else None
+
+    def besides(self, m: Merged, scorer: Scorer, e: Examination) -> Examination | None:
+        """A step that is explained, with numbers that it tells too beside its changes; None where there are none."""
+        taken = {slot(c) for c in e.changes.changes}
+        for proposal in self._elsewhere.proposals(m):
+            more = Variant(tuple(c for c in proposal.changes if slot(c) not in taken))
+            found = told(scorer, e.changes + more) if more else Found(e.changes, scorer.base)
+            new = [c for c in more.changes if slot(c) in found.intervals]
+            if new and all(c in found.variant.changes for c in e.changes.changes) and scorer.is_explained(found.score):
+                return self.solved(m, scorer, replace(found, intervals=found.intervals | e.intervals, names=e.names))
+        return None
+
+    def _also(self, m: Merged, scorer: Scorer) -> Examination | None:
+        """Numbers that other steps have, where this one tells them too, although they are below its rounding."""
+        for proposal in (scorer.effective(p) for p in self._proposals(m)):
+            found = told(scorer, proposal) if proposal else Found(proposal, scorer.base)
+            sharp = Variant(tuple(c for c in found.variant.changes if slot(c) in found.intervals))
+            score = scorer.judged(sharp) if sharp else scorer.base
+            if sharp and score.ratio.is_rounding and score.rms <= scorer.base.rms:
+                return self.solved(m, scorer, Found(sharp, score, found.intervals, found.names))
+        return None
+
+    def solved(self, m: Merged, scorer: Scorer, found: Found) -> Examination:
+        """A step that changes explain."""
         self._remember(self._changes, m, found.variant)
         bits = orders.matches(m, found.variant)
         order = None if bits else self._order(m, found.variant)
@@ -74,9 +116,9 @@ class Examiner:
             "explained",
             changes=found.variant,
             orders=order or Variant(),
-            ratio=search.base.ratio,
+            ratio=scorer.base.ratio,
             intervals=dict(found.intervals),
-            proof=self._proof(search, found, bits or order is not None),
+            proof=self._proof(scorer, found, bits or order is not None),
             names=dict(found.names),
             exact=bits or order is not None,
             exact_without_orders=bits,
@@ -115,7 +157,7 @@ class Examiner:
                     return False
         return True
 
-    def _proof(self, search: Search, found: Found, bits: bool) -> str:
+    def _proof(self, search: Search | Scorer, found: Found, bits: bool) -> str:
         before, after = search.base, found.score
         left = "reproduced bit for bit" if bits else f"left at {after.ratio.tight:.2g} times the step's own rounding"
         masks = f", {before.support} entries masked by one side only" if before.support else ""
@@ -125,7 +167,8 @@ class Examiner:
         layer = sites.split(m.target)[0]
         known = self._changes.get(sites.generic(m.target), [])
         alike = [v for k in reversed(known) if layer is not None and (v := k.in_layer(layer))]
-        return alike + [v for k in reversed(self._tied) if (v := k.tied_to(m.steps))]
+        tied = [v for k in reversed(self._tied) if (v := k.tied_to(m.steps))]
+        return [*alike, *tied, *self._elsewhere.proposals(m)]
 
     def _order(self, m: Merged, base: Variant, *, deep: bool = True) -> Variant | None:
         layer = sites.split(m.target)[0]
@@ -140,6 +183,7 @@ class Examiner:
         kept = Variant(tuple(c for c in variant.changes if not isinstance(c, Use)))
         if memory is self._changes and kept:
             self._tied.append(kept)
+            self._elsewhere.add(kept)
         known = memory.setdefault(sites.generic(m.target), [])
         if kept and kept not in known:
             known.append(kept)

@@ -17,7 +17,7 @@ from twinlens.spec import Step
 
 _ITERATIONS = 12
 _NEAR_OFF = 1e-12
-_SIGMAS = 4.0
+SIGMAS = 4.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,9 @@ def numbers(steps: Iterable[Step]) -> list[Number]:
         Number(tied, name, kind, value)
         for step in steps
         for name, kind, value in kinds(step.op)
-        if kind.name == "number" and (tied := twins(steps, step.writes, name))[0] == step.writes
+        if kind.name == "number"
+        and not (kind.read and value is None)
+        and (tied := twins(steps, step.writes, name))[0] == step.writes
     ]
 
 
@@ -140,17 +142,17 @@ class Fit:
         return torch.minimum(torch.maximum(at, low), 2.0 * torch.tensor(high, dtype=torch.float64))
 
     def _fitted(self, chosen: Sequence[Number], at: Tensor, r: Tensor, J: Tensor) -> Fitted:
-        covariance = self._covariance(r, J)
+        covariance = self.covariance(r, J)
         errors, values = [], []
         for n, u, e in zip(chosen, at.tolist(), covariance.diagonal().clamp_min(0).sqrt().tolist(), strict=True):
-            is_off = n.kind.off and u <= max(_SIGMAS * e, 2 * _NEAR_OFF)
+            is_off = n.kind.off and u <= max(SIGMAS * e, 2 * _NEAR_OFF)
             value = None if is_off else float(from_smooth(n.kind, torch.tensor(u, dtype=torch.float64)))
             values.append(value)
             errors.append(0.0 if value is None else abs(slope(n.kind, u)) * e)
         return Fitted(tuple(chosen), tuple(values), tuple(errors), float(r.square().mean().sqrt()))
 
-    def _covariance(self, r: Tensor, J: Tensor) -> Tensor:
-        """Of the coordinates, robust against errors that a row or a column has in common (one rounded root, say)."""
+    def covariance(self, r: Tensor, J: Tensor) -> Tensor:
+        """Of the coordinates [n n], robust against errors that a row or a column has in common (a rounded root)."""
         inner = torch.linalg.pinv(J.T @ J)
         width = self.goal.shape[-1]
         scores = (J * r[:, None]).reshape(-1, width, J.shape[1])
@@ -179,5 +181,5 @@ def _finite(x: Tensor) -> Tensor:
 
 def interval(value: Any, error: float, u: float) -> tuple[float, float]:
     """Statistical, and two roundings of the constant itself (rule 3)."""
-    half = _SIGMAS * error + 2 * u * abs(value)
+    half = SIGMAS * error + 2 * u * abs(value)
     return value - half, value + half

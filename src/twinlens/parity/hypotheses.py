@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from twinlens.fields import Kind, kinds
+from twinlens.ops import RotaryTable, Rotate
 from twinlens.parity.changes import Change, Feed, Leave, Rewire, SetField, twins
 from twinlens.parity.merged import Merged
 from twinlens.parity.rounding import masked
@@ -28,6 +29,8 @@ def discrete(merged: Merged, spec: Spec, native: torch.Tensor) -> Iterator[Chang
                 continue
             if kind.name in ("number", "integer") and kind.off and now is not None:
                 yield SetField(tied, name, None)
+            if kind.read and now is None:
+                yield from (SetField(tied, name, value) for value in constants(merged, native))
             if kind.name == "integer":
                 for value in integers(spec, step, name, kind, now, hints):
                     yield SetField(tied, name, value)
@@ -42,7 +45,7 @@ def discrete(merged: Merged, spec: Spec, native: torch.Tensor) -> Iterator[Chang
     for step in merged.steps:
         for name, kind, now in kinds(step.op):
             if kind.name == "dtype":
-                yield from _others(merged, step, name, kind, now)
+                yield from (c for c in _others(merged, step, name, kind, now) if merged.is_coarser(step, c.value, now))
 
 
 def everywhere(merged: Merged) -> Iterator[tuple[Change, ...]]:
@@ -58,6 +61,17 @@ def everywhere(merged: Merged) -> Iterator[tuple[Change, ...]]:
         yield tuple(changes)
         if len(changes) > 1:
             yield from ((c,) for c in changes)
+
+
+def widths(merged: Merged) -> Iterator[tuple[Change, ...]]:
+    """Fewer entries of a head rotated, by tables of that width: one setting, read in two places."""
+    tables = [s for s in merged.steps if isinstance(s.op, RotaryTable)]
+    turns = [s for s in merged.steps if isinstance(s.op, Rotate)]
+    if tables and turns:
+        now = turns[0].op.width
+        for width in (now // 2, now // 4, now - now // 4):
+            if width > 0 and width % 2 == 0:
+                yield tuple(SetField(tuple(s.writes for s in steps), "width", width) for steps in (turns, tables))
 
 
 def _others(merged: Merged, step: Step, name: str, kind: Kind, now: Any) -> Iterator[SetField]:
@@ -111,7 +125,7 @@ def integers(spec: Spec, step: Step, name: str, kind: Kind, now: int | None, hin
     near = [] if now is None else [now - 1, now + 1, now // 2, now * 2, now // 4, now + 2]
     found = dict.fromkeys([*(v for v in elsewhere if v is not None), *hints, *near])
     lowest = 1 if kind.off or (now or 0) > 0 else -8
-    return [v for v in found if v != now and v >= lowest]
+    return [v for v in found if v != now and v >= lowest and v % kind.multiple == 0]
 
 
 def support(merged: Merged, native: torch.Tensor) -> list[int]:
@@ -133,6 +147,16 @@ def support(merged: Merged, native: torch.Tensor) -> list[int]:
     if mx is not None and my is not None:
         found += band(mx)
     return [v for v in dict.fromkeys(found) if v > 0]
+
+
+def constants(merged: Merged, native: torch.Tensor) -> list[float]:
+    """The one value that entries have which the step masks and the candidate does not; none where they have several."""
+    mx, my = masked(merged.target, merged.value), masked(merged.target, native)
+    if mx is None or my is None:
+        return []
+    real = merged.sites["mask"].bool()[:, None, :, None]
+    values = merged.value[my & ~mx & real].unique()
+    return values.tolist() if len(values) == 1 else []
 
 
 def band(hidden: torch.Tensor) -> list[int]:

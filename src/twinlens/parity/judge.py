@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from twinlens.errors import ComparisonError
+from twinlens.parity import gauges
+from twinlens.parity.agreement import Agreement
 from twinlens.parity.changes import Use, Variant
 from twinlens.parity.examine import Examiner
 from twinlens.parity.grouping import group_causes, group_orders
@@ -144,7 +146,8 @@ class Judge:
         examined: dict[str, Examination] = {}
         natives: dict[str, Tensor] = {}
         steps = list(merge(spec, self.candidate.sites, self.weights, self.meter))
-        for i, m in enumerate(steps):
+        # the simplest first: what they show is a proposal for those that hide more
+        for i, m in enumerate(sorted(steps, key=lambda m: len(m.steps))):
             self.progress("replaying the candidate", i, len(steps))
             if same.get(m.target, False) and all(same.get(r, r in INPUTS) for r in m.reads):
                 examined[m.target] = Examination(m.target, "equal", exact=True, exact_without_orders=True)
@@ -154,6 +157,9 @@ class Judge:
                 natives[m.target] = examiner.native
         result.cost, result.diagnosis_cost = self.meter.spent, examiner.diagnosis_cost
         result.assumed = [n for n in spec.weight_names if n not in self.candidate.known and n not in self.candidate.own]
+        Agreement(spec, {m.target: m for m in steps}, examined, examiner).run()
+        examined = {m.target: examined[m.target] for m in steps}
+        result.gauges = gauges.carried_over(spec, self.candidate.sites, self.weights, self.meter, examined)
         return examined, natives
 
     def _finding(self, site: str, e: Examination | None, native: Tensor | None, same: bool) -> Finding:

@@ -98,6 +98,15 @@ class Merged:
             except RuntimeError:  # a tensor that the run has in another dtype than the declared step reads
                 return evaluate(steps, {k: self._stored(k, v) for k, v in inputs.items()}, weights, keep=keep)
 
+    def precision(self, step: Step, value: torch.dtype | None) -> torch.dtype:
+        """What a precision field says: None is what the declared step reads."""
+        reads = self.dtypes.get(step.reads[0], torch.float32)
+        return value if value is not None else reads if reads.is_floating_point else torch.float32
+
+    def is_coarser(self, step: Step, a: torch.dtype | None, b: torch.dtype | None) -> bool:
+        """Whether a step would compute more coarsely in `a` than in `b`."""
+        return torch.finfo(self.precision(step, a)).eps > torch.finfo(self.precision(step, b)).eps
+
     @cached_property
     def _narrowed(self) -> Mapping[str, Tensor]:
         """The run's tensors; none of them in float64, in which a product may be but nothing is handed on."""

@@ -11,6 +11,7 @@ from twinlens.fields import kinds
 from twinlens.parity.changes import SetField, Variant, slot, twins
 from twinlens.parity.merged import Merged
 from twinlens.parity.rounding import equal
+from twinlens.spec import Step
 
 _MOST = 160
 
@@ -42,12 +43,16 @@ def alternatives(merged: Merged, base: Variant) -> Iterator[SetField]:
             if kind.name == "order":
                 yield from (SetField((step.writes,), name, v) for v in kind.alternatives if v != now)
             if kind.name == "dtype":
-                yield from (SetField((step.writes,), name, v) for v in kind.alternatives if finer(v, now, merged))
+                yield from (SetField((step.writes,), name, v) for v in kind.alternatives if finer(merged, step, v, now))
 
 
-def finer(a: torch.dtype | None, b: torch.dtype | None, merged: Merged) -> bool:
-    """Whether `a` is the precision of an oracle, beyond what any model stores: then it is an order, no cause."""
-    return a == torch.float64 and b != torch.float64
+def finer(merged: Merged, step: Step, a: torch.dtype | None, b: torch.dtype | None) -> bool:
+    """Whether `a` is more precise, and what is stored the same: an order, no cause.
+
+    So is the precision of an oracle, beyond what any model stores.
+    """
+    alike = merged.value.dtype == merged.dtypes[merged.target]
+    return merged.is_coarser(step, b, a) and (alike or merged.precision(step, a) == torch.float64)
 
 
 def precision(merged: Merged, base: Variant) -> Variant | None:
@@ -55,8 +60,10 @@ def precision(merged: Merged, base: Variant) -> Variant | None:
     for step in merged.steps[::-1]:
         for name, kind, now in kinds(step.op):
             for value in kind.alternatives if kind.name == "dtype" else ():
+                if merged.precision(step, value) == merged.precision(step, now) or finer(merged, step, value, now):
+                    continue
                 trial = Variant((SetField(twins(merged.steps, step.writes, name), name, value),))
-                if value != now and value != torch.float64 and matches(merged, base + trial):
+                if matches(merged, base + trial):
                     return trial
     return None
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from twinlens import bits
+from twinlens.ops.attention import UNREACHED
 from twinlens.parity.changes import Variant
 from twinlens.parity.merged import Merged, Noise, Oracle, Rows
 from twinlens.sites import axes
@@ -17,7 +18,6 @@ WIDE = 3.0
 TIGHT = 3.0
 """Rows within TIGHT · (this step's own error against float64) need no further look."""
 _DRAWS = 2
-_MASKED = torch.finfo(torch.float32).min / 2
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Ratio:
 
 def masked(site: str, tensor: Tensor) -> Tensor | None:
     """Where scores say that a query may not look; None for other sites."""
-    return tensor < _MASKED if axes(site)[-1] == "s" and site.endswith("scores") else None
+    return tensor < UNREACHED if axes(site)[-1] == "s" and site.endswith("scores") else None
 
 
 def difference(site: str, x: Tensor, y: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, int]:
@@ -106,7 +106,7 @@ class Scale:
             draws = [oracle(variant, Noise(dtypes, seed)) - self.exact for seed in range(_DRAWS)]
             wide = wide + torch.stack(draws).square().mean(0)
         own, _ = difference(site, rows.of(site, native), self.exact)
-        floor = 0.3 * u * self.exact.abs().masked_fill(self.exact < _MASKED, 0.0)
+        floor = 0.3 * u * self.exact.abs().masked_fill(self.exact < UNREACHED, 0.0)
         self.wide = by_rows(site, wide.expand_as(self.exact), self.mask)
         self.tight = by_rows(site, torch.maximum(own.abs(), floor).square(), self.mask)
 

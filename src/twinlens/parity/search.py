@@ -9,7 +9,7 @@ from functools import cached_property
 from torch import Tensor
 
 from twinlens.fields import kind_of
-from twinlens.parity import hypotheses, orders, weighing
+from twinlens.parity import hypotheses, orders, solving, weighing
 from twinlens.parity.changes import Change, Leave, SetField, Variant, concerns, slot
 from twinlens.parity.merged import Merged
 from twinlens.parity.numbers import Numbers
@@ -164,19 +164,20 @@ class Search:
 
     @cached_property
     def _compounds(self) -> list[Hypothesis]:
-        made = list(hypotheses.everywhere(self.merged))
-        if not self.known and len(self.merged.steps) > 1:
-            made += list(weighing.exchanged(self.merged, self.spec))
+        made = [*hypotheses.everywhere(self.merged), *hypotheses.widths(self.merged)]
+        if len(self.merged.steps) > 1:
+            made += weighing.exchanged(self.merged, self.spec, self.known)
+            made += weighing.swapped(self.merged, self.known)
+            made += weighing.pairs(self.merged)
         return made
 
     @cached_property
     def _hypotheses(self) -> list[Hypothesis]:
-        last = next(s for s in reversed(self.merged.steps) if not weighing.is_copy(s))
         native, mask = self.scorer.native, self.merged.sites["mask"]
         return [
             *((c,) for c in hypotheses.discrete(self.merged, self.spec, native)),
             *((c,) for c in weighing.unseen(self.merged, self.spec, self.own, self.known)),
-            *weighing.solved(self.merged, last, native, mask, self.known),
+            *solving.solved(self.merged, native, mask, self.known),
             *self._compounds,
         ]
 

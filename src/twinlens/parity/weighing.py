@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from twinlens import sites
-from twinlens.ops import Add, Branch, Project, Unembed
+from twinlens.ops import Add, Branch, Project, Rotate
 from twinlens.parity.changes import Use
 from twinlens.parity.merged import Merged
 from twinlens.spec import Spec, Step, Weights
@@ -51,16 +51,17 @@ def describe(spec: Spec, name: str, ours: Tensor, weights: Weights) -> tuple[str
             and torch.equal(weights(other), ours.to(reference.dtype))
         ):
             return f"holds {other}", other
-    return _pattern(reference, ours), name
+    return pattern(reference, ours), name
 
 
-def _pattern(reference: Tensor, ours: Tensor) -> str:
+def pattern(reference: Tensor, ours: Tensor) -> str:
+    """How the entries of one differ from the other's, in words."""
     a, b = reference.detach().double(), ours.detach().double()
     differs = (a != b).reshape(a.shape[0], -1)
     rows = differs.any(1).nonzero().flatten().tolist()
     columns = differs.any(0).nonzero().flatten().tolist() if a.ndim == 2 else []
     place = _place("row" if a.ndim == 2 else "entry", rows, a.shape[0])
-    if a.ndim == 2 and len(columns) < len(rows):
+    if a.ndim == 2 and len(columns) < min(len(rows), a.shape[1]):
         place = _place("column", columns, a.shape[1])
     for dtype in (torch.float16, torch.bfloat16):
         if torch.equal(reference.to(dtype).to(ours.dtype), ours):
@@ -74,6 +75,8 @@ def _pattern(reference: Tensor, ours: Tensor) -> str:
         return f"{place}: times {factor:.6g}"
     if a.ndim == 2 and len(rows) > 1 and torch.equal(a[rows].sort(0).values, b[rows].sort(0).values):
         return f"{place}: permuted"
+    if a.ndim == 2 and torch.equal(a.sort(1).values, b.sort(1).values):
+        return f"{_place('column', columns, a.shape[1])}: permuted"
     share = float((y - x).norm() / x.norm().clamp_min(1e-300))
     return f"{place}: {int(mask.sum())} of {mask.numel()} entries, apart by {share:.2g} of their size"
 
@@ -125,73 +128,47 @@ def _outside(spec: Spec, step: Step) -> list[str]:
     return [w.name for s in spec.steps if sites.split(s.writes)[0] is None for _, w in s.weights]
 
 
-def exchanged(merged: Merged, spec: Spec) -> Iterator[tuple[Use, ...]]:
+def swapped(merged: Merged, known: frozenset[str]) -> Iterator[tuple[Use, ...]]:
+    """Two weights of one shape in each other's place, within the step."""
+    slots = [(s, a, w.name, merged.weights(w.name)) for s in merged.steps for a, w in s.weights if w.name not in known]
+    for i, (s, a, name, x) in enumerate(slots):
+        for t, b, other, y in slots[i + 1 :]:
+            if a == b and x.shape == y.shape and name != other:
+                yield (
+                    Use(s.writes, a, y, name, f"holds {other}", other),
+                    Use(t.writes, b, x, other, f"holds {name}", name),
+                )
+
+
+def pairs(merged: Merged) -> Iterator[tuple[Use, ...]]:
+    """Rows of queries and keys in the order of the other rotary layout, as converters between checkpoints put them."""
+    turned = {s.reads[0] for s in merged.steps if isinstance(s.op, Rotate)}
+    products = [s for s in merged.steps if s.writes in turned and isinstance(s.op, Project) and s.op.heads]
+    for words in ("half to interleaved", "interleaved to half"):
+        made = list[Use]()
+        for step in products:
+            for argument, weight in step.weights:
+                w = merged.weights(weight.name)
+                by_head = weight.view(w).unflatten(0, (step.op.heads, -1))
+                width = by_head.shape[1]
+                split = (2, width // 2) if words.startswith("half") else (width // 2, 2)
+                rows = by_head.unflatten(1, split).transpose(1, 2).flatten(0, 2)
+                stored = rows.T if weight.transposed else rows
+                made.append(Use(step.writes, argument, stored, weight.name, f"rows permuted, {words}", weight.name))
+        if made:
+            yield tuple(made)
+
+
+def exchanged(merged: Merged, spec: Spec, known: frozenset[str]) -> Iterator[tuple[Use, ...]]:
     """Every weight of the step from another layer."""
     slots = [(s, a, w.name, same_kind(spec, w.name)) for s in merged.steps for a, w in s.weights]
-    slots = [row for row in slots if len(row[3]) > 1]
+    slots = [row for row in slots if len(row[3]) > 1 and row[2] not in known]
     for i in range(max((len(names) for *_, names in slots), default=0)):
         others = [(s, a, name, names[i]) for s, a, name, names in slots if i < len(names) and names[i] != name]
         if others:
             yield tuple(Use(s.writes, a, merged.weights(o), name, f"holds {o}", o) for s, a, name, o in others)
 
 
-def whole(merged: Merged, step: Step, mask: Tensor) -> Iterator[Use]:
-    """The weight that maps what the step read to what it gave, where more rows were seen than it has columns."""
-    arguments = dict(step.weights)
-    weight = merged.weights(arguments["W"].name)
-    x = merged.sites[step.reads[0]].flatten(2)[mask.bool()].double()
-    y = merged.value.flatten(2)[mask.bool()].double()
-    if len(x) < 1.2 * x.shape[1] or x.shape[1] > 1024 or not isinstance(step.op, Project):
-        return
-    b = merged.weights(arguments["b"].name).double() if "b" in arguments else 0.0
-    solution = torch.linalg.lstsq(x, y - b).solution
-    if float((x @ solution + b - y).norm()) > 1e-4 * float(y.norm()):
-        return
-    view = arguments["W"].view(weight).clone()
-    rows = (solution.T - view.double()).norm(dim=1) > 1e-3 * view.double().norm(dim=1)
-    view[rows] = _snapped(solution.T[rows], weight.double().flatten()).to(view.dtype)
-    stored = view.T if arguments["W"].transposed else view
-    yield Use(step.writes, "W", stored, arguments["W"].name, _pattern(weight, stored), arguments["W"].name)
-
-
-def _snapped(found: Tensor, known: Tensor) -> Tensor:
-    """Entries that were moved from elsewhere in the weight, to the bit."""
-    ordered = known.sort().values
-    at = torch.searchsorted(ordered, found).clamp(1, len(ordered) - 1)
-    low, high = ordered[at - 1], ordered[at]
-    near = torch.where((found - low).abs() < (high - found).abs(), low, high)
-    return torch.where((near - found).abs() <= 1e-5 * found.abs().clamp_min(1e-8), near, found)
-
-
 def is_copy(step: Step) -> bool:
     """Whether a step only gives a site another name."""
     return isinstance(step.op, Add | Branch) and len(step.reads) == 1
-
-
-def solved(
-    merged: Merged, step: Step, native: Tensor, mask: Tensor, known: frozenset[str]
-) -> Iterator[tuple[Use, ...]]:
-    """Rows of the last product's weight that are scaled, and a bias that is added, read off the error itself."""
-    if not isinstance(step.op, Project | Unembed):
-        return
-    if len(merged.steps) == 1 and dict(step.weights)["W"].name not in known:
-        yield from ((use,) for use in whole(merged, step, mask))
-    y, n = merged.value.flatten(2)[mask.bool()].double(), native.flatten(2)[mask.bool()].double()
-    error = y - n
-    name = dict(step.weights)["W"].name
-    bias = error.mean(0)
-    if "b" not in dict(step.weights) and bool((error - bias).norm() < 0.05 * error.norm()):
-        yield (Use(step.writes, "b", bias.to(merged.value.dtype), name.removesuffix("weight") + "bias", "added"),)
-    if "b" in dict(step.weights):
-        offset = merged.weights(dict(step.weights)["b"].name).double()
-        y, n = y - offset, n - offset
-    factor = (y * n).sum(0) / n.square().sum(0).clamp_min(1e-300)
-    left = (y - factor * n).square().sum(0)
-    rows = ((factor - 1).abs() > 1e-4) & (left < 0.01 * error.square().sum(0))
-    common = bool(rows.all()) and float(factor.std()) <= 1e-5 * float(factor.mean().abs())  # a number's, not a weight's
-    if bool(rows.any()) and not common and name not in known:
-        weight = merged.weights(name)
-        view = dict(step.weights)["W"].view(weight).clone()
-        view[rows] = (view[rows].double() * factor[rows, None]).to(view.dtype)
-        stored = view.T if dict(step.weights)["W"].transposed else view
-        yield (Use(step.writes, "W", stored, name, _pattern(weight, stored), name),)

@@ -1,0 +1,318 @@
+"""What the steps of one run say together: one value for all of them, one cause rather than two.
+
+A step alone may not tell a scale of scores from a factor of the rotary tables, or 1.06e-06 from 1e-06. The others can:
+tables are shared by all layers, and one constant in the code is one value everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from twinlens import sites
+from twinlens.fields import from_smooth, to_smooth
+from twinlens.parity.changes import SetField, Variant, slot
+from twinlens.parity.closed_form import closed_form
+from twinlens.parity.fit import SIGMAS, Fit, numbers, slope, solve
+from twinlens.parity.merged import Merged
+from twinlens.parity.result import Examination
+from twinlens.parity.score import Found, Scorer
+from twinlens.spec import Spec
+
+_POWERS = tuple(float(f"1e{k}") for k in range(-16, 16))
+_WIDER = (1, 2, 5)
+"""How far beyond the joint interval a name is looked for: errors that all steps share do not average out. The replay
+decides."""
+_WORSE = 1.02
+"""A value outside of a step's own interval is taken where its distance grows by no more."""
+
+Slot = tuple[str, str, str]
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """Who examined the steps, and may look at one of them again."""
+
+    def solved(self, m: Merged, scorer: Scorer, found: Found) -> Examination:
+        """A step that changes explain."""
+        ...
+
+    def again(self, m: Merged, scorer: Scorer) -> Examination | None:
+        """A step under what was found since."""
+        ...
+
+    def besides(self, m: Merged, scorer: Scorer, e: Examination) -> Examination | None:
+        """An explained step with what else was found since."""
+        ...
+
+
+def told(scorer: Scorer, variant: Variant) -> Found:
+    """Of a variant's numbers those that this step itself tells from the reference's, with their intervals.
+
+    Derivatives at the variant's values say how far a least-squares fit would still move, and how sharply: a number
+    stays where that takes in its value and shuts out the reference's. Whatever is no number stays.
+    """
+    m, spec = scorer.merged, scorer.spec
+    by_slot = {(n.sites, n.name): n for n in numbers(m.steps)}
+    chosen = [
+        (c, n)
+        for c in variant.changes
+        if isinstance(c, SetField) and c.value is not None and (n := by_slot.get((c.sites, c.name))) is not None
+    ]
+    if not chosen:
+        return Found(variant, scorer.judged(variant))
+    fit = Fit(m.prepared(variant, scorer.rows), variant, scorer.scale.weights())
+    at = torch.tensor([to_smooth(n.kind, float(c.value)) for c, n in chosen], dtype=torch.float64)
+    r, slopes = fit.columns([n for _, n in chosen], at)
+    errors = fit.covariance(r, slopes).diagonal().clamp_min(0).sqrt().tolist()
+    moves = solve(slopes, r).tolist()
+    u = torch.finfo(m.value.dtype).eps / 2
+    gone, intervals = list[SetField](), dict[Slot, tuple[float, float]]()
+    for (change, n), here, move, error in zip(chosen, at.tolist(), moves, errors, strict=True):
+        reach = SIGMAS * error + abs(slope_inverse(n.kind, here) * 2 * u * float(change.value))
+        was = n.start if getattr(spec.at[change.site].op, change.name) is not None else 0.0
+        if error == 0.0 or abs(move) > reach or abs(was - here) <= reach:
+            gone.append(change)
+            continue
+        half = abs(slope(n.kind, here)) * reach
+        value = float(from_smooth(n.kind, torch.tensor(here + move, dtype=torch.float64)))
+        intervals[slot(change)] = (value - half, value + half)
+    kept = Variant(tuple(c for c in variant.changes if c not in gone))
+    return Found(kept, scorer.judged(kept), intervals)
+
+
+def slope_inverse(kind: Any, u: float) -> float:
+    """d coordinate / d value."""
+    d = slope(kind, u)
+    return 1.0 / d if d else 0.0
+
+
+class Elsewhere:
+    """Fields that were found to differ, by kind of operation: what one norm has, others may have."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self._found: dict[tuple[str, str, Any], Any] = {}
+
+    def add(self, variant: Variant) -> None:
+        """Remember what a step was explained by."""
+        for change in variant.changes:
+            if isinstance(change, SetField):
+                op = self.spec.at[change.site].op
+                self._found[type(op).__name__, change.name, getattr(op, change.name)] = change.value
+
+    def proposals(self, m: Merged) -> Iterator[Variant]:
+        """Those of them that a step could have too: all at once, and each alone."""
+        fields = {(n.sites, n.name): n.value for n in numbers(m.steps)}
+        changes = [
+            SetField(at, name, self._found[key])
+            for (at, name), value in fields.items()
+            if (key := (type(self.spec.at[at[0]].op).__name__, name, value)) in self._found
+        ]
+        if changes:
+            yield Variant(tuple(changes))
+        if len(changes) > 1:
+            yield from (Variant((change,)) for change in changes)
+
+
+@dataclass
+class _Part:
+    """One change of one step."""
+
+    target: str
+    change: SetField
+    interval: tuple[float, float] | None
+    name: str
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Which field it is, whatever the layer."""
+        return sites.generic(self.change.site), self.change.name
+
+
+class Agreement:
+    """The second look at the steps that were explained, now that all were seen."""
+
+    def __init__(
+        self, spec: Spec, merged: Mapping[str, Merged], examined: dict[str, Examination], examiner: Solver
+    ) -> None:
+        self.spec, self.merged, self.examined, self.examiner = spec, merged, examined, examiner
+        self._scorers: dict[str, Scorer] = {}
+
+    def run(self) -> None:
+        """Change examinations in place, wherever the same is said with less, or more is said now."""
+        if not any(e.status == "explained" for e in self.examined.values()):
+            return
+        self._one_value()
+        if self._one_cause():
+            self._one_value()
+        if self._more():
+            self._one_value()
+
+    def _scorer(self, target: str) -> Scorer:
+        if target not in self._scorers:
+            self._scorers[target] = Scorer(self.merged[target], self.spec)
+        return self._scorers[target]
+
+    def _more(self) -> bool:
+        """What the others have, where a step is not explained by less, or tells it beside its own changes."""
+        found = False
+        for target, e in self.examined.items():
+            again: Examination | None = None
+            if e.status in ("different", "rounding"):
+                again = self.examiner.again(self.merged[target], self._scorer(target))
+            elif e.status == "explained":
+                again = self.examiner.besides(self.merged[target], self._scorer(target), e)
+            if again is not None:
+                self.examined[target], found = again, True
+        return found
+
+    def _parts(self) -> list[_Part]:
+        return [
+            _Part(t, c, e.intervals.get(slot(c)), e.names.get(slot(c), ""))
+            for t, e in self.examined.items()
+            if e.status == "explained"
+            for c in e.changes.changes
+            if isinstance(c, SetField)
+        ]
+
+    # one value ----------------------------------------------------------------------------------------------
+
+    def _one_value(self) -> None:
+        """Estimates of one constant become one number, the one with a name where there is any."""
+        groups: dict[Any, list[_Part]] = defaultdict(list)
+        for part in self._parts():
+            op = self.spec.at[part.change.site].op
+            if part.interval is not None and isinstance(part.change.value, float):
+                groups[type(op).__name__, part.change.name, getattr(op, part.change.name)].append(part)
+        for parts in groups.values():
+            for cluster in _clusters(parts):
+                if len({p.change.value for p in cluster}) > 1 or not any(p.name for p in cluster):
+                    self._settle(cluster, getattr(self.spec.at[cluster[0].change.site].op, cluster[0].change.name))
+
+    def _settle(self, cluster: list[_Part], was: float | None) -> None:
+        for value, name in _common(cluster, was):
+            found = [self._with(p, value, name) for p in cluster]
+            if all(f is not None for f in found):
+                for part, f in zip(cluster, found, strict=True):
+                    assert f is not None
+                    self._take(part.target, f)
+                return
+
+    def _with(self, part: _Part, value: float, name: str) -> Found | None:
+        """A step under the common value; None where it fits worse than with its own."""
+        e, scorer = self.examined[part.target], self._scorer(part.target)
+        change = SetField(part.change.sites, part.change.name, value)
+        variant = Variant(tuple(change if slot(c) == slot(change) else c for c in e.changes.changes))
+        score = scorer.judged(variant)
+        assert part.interval is not None
+        allowed = part.interval[0] <= value <= part.interval[1]
+        if not score.ratio.is_rounding or (not allowed and score.rms > _WORSE * scorer.judged(e.changes).rms):
+            return None
+        names = e.names | ({slot(change): name} if name else {})
+        wide = (min(part.interval[0], value), max(part.interval[1], value))
+        return Found(variant, score, e.intervals | {slot(change): wide}, names)
+
+    def _take(self, target: str, found: Found) -> None:
+        self.examined[target] = self.examiner.solved(self.merged[target], self._scorer(target), found)
+
+    # one cause ----------------------------------------------------------------------------------------------
+
+    def _one_cause(self) -> bool:
+        """Where alike steps were explained in two ways, the way that holds for more of them."""
+        alike: dict[str, list[str]] = defaultdict(list)
+        for target, e in self.examined.items():
+            if e.status == "explained":
+                alike[sites.generic(target)].append(target)
+        exchanged = [self._exchange(targets) for targets in alike.values() if len(targets) > 1]
+        return any(exchanged)
+
+    def _exchange(self, targets: list[str]) -> bool:
+        parts = [p for p in self._parts() if p.target in targets]
+        support = Counter(p.place for p in parts)
+        every = len({t for t in self.examined if sites.generic(t) == sites.generic(targets[0])})
+
+        def rank(part: _Part) -> tuple[bool, int, bool]:
+            shared = sites.split(part.change.site)[0] is None
+            return not shared or support[part.place] == every, support[part.place], bool(part.name)
+
+        done = False
+        for part in sorted(parts, key=rank):
+            better = {p.place: p for p in parts if rank(p) > rank(part)}
+            for other in sorted(better.values(), key=rank, reverse=True):
+                if self._instead(part, other):
+                    done = True
+                    break
+        return done
+
+    def _instead(self, part: _Part, other: _Part) -> bool:
+        """Whether a step is as well explained by what another one has in the place of one of its changes."""
+        e, layer = self.examined[part.target], sites.split(part.target)[0]
+        if part.change not in e.changes.changes:
+            return False  # exchanged already
+        moved = Variant((other.change,)).in_layer(layer) if layer is not None else Variant((other.change,))
+        rest = e.changes.without(part.change)
+        if slot(moved.changes[0]) in {slot(c) for c in rest.changes}:
+            return False
+        scorer = self._scorer(part.target)
+        variant = scorer.effective(rest + moved)
+        score = scorer.judged(variant)
+        if len(variant.changes) != len(e.changes.changes) or not scorer.is_explained(score):
+            return False
+        kept = {slot(c) for c in variant.changes}
+        intervals = {k: v for k, v in e.intervals.items() if k in kept}
+        names = {k: v for k, v in e.names.items() if k in kept}
+        new = slot(moved.changes[0])
+        if other.interval is not None:
+            intervals[new] = other.interval
+        if other.name:
+            names[new] = other.name
+        self._take(part.target, Found(variant, score, intervals, names))
+        return True
+
+
+def _clusters(parts: list[_Part]) -> Iterator[list[_Part]]:
+    """Estimates whose intervals, taken twice as wide, hold the sharpest one's value."""
+    left = sorted(parts, key=_half)
+    while left:
+        first = left[0]
+        near = [p for p in left if abs(_middle(p) - _middle(first)) <= 2 * (_half(p) + _half(first))]
+        yield near
+        left = [p for p in left if p not in near]
+
+
+def _half(part: _Part) -> float:
+    assert part.interval is not None
+    return (part.interval[1] - part.interval[0]) / 2
+
+
+def _middle(part: _Part) -> float:
+    assert part.interval is not None
+    return (part.interval[1] + part.interval[0]) / 2
+
+
+def _common(cluster: list[_Part], was: float | None) -> Iterator[tuple[float, str]]:
+    """Values that all may have: those with a name that some have, the joint estimate's name, the joint estimate.
+
+    Where the reference has a power of ten and the interval holds one only, that is the name.
+    """
+    named = {p.change.value: p.name for p in cluster if p.name}
+    yield from named.items()
+    weights = [1.0 / max(_half(p), 1e-300) ** 2 for p in cluster]
+    joint = sum(w * _middle(p) for w, p in zip(weights, cluster, strict=True)) / sum(weights)
+    half = 1.0 / math.sqrt(sum(weights))
+    for times in _WIDER:
+        if (form := closed_form(joint, (joint - times * half, joint + times * half))) is not None:
+            yield form
+    powers = [power for power in _POWERS if abs(power - joint) <= half]
+    if was in _POWERS and len(powers) == 1:
+        yield powers[0], f"{powers[0]:g}"
+    if len({p.change.value for p in cluster}) == 1:
+        return
+    yield joint, ""
+    yield from ((p.change.value, "") for p in sorted(cluster, key=_half))

@@ -1,0 +1,132 @@
+"""Weights that nobody saw, read off the error of the step that uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from twinlens.ops import Normalize, NormWeight, Project, Unembed
+from twinlens.parity.changes import Use
+from twinlens.parity.merged import Merged
+from twinlens.parity.weighing import is_copy, pattern
+from twinlens.spec import Step, Weight
+
+_MOVED = 1e-4
+"""A row whose factor is nearer to 1 is the reference's: rounding moves it by less."""
+_KNOWN = 1e-5
+"""How far a factor that was read off may be from the one that it is."""
+
+
+def solved(merged: Merged, native: Tensor, mask: Tensor, known: frozenset[str]) -> Iterator[tuple[Use, ...]]:
+    """What may have become of the last product's weight and bias."""
+    steps = [s for s in merged.steps if not is_copy(s)]
+    norms = 0
+    while norms < len(steps) - 1 and isinstance(steps[-1 - norms].op, Normalize | NormWeight):
+        norms += 1
+    step = steps[-1 - norms]
+    if not isinstance(step.op, Project | Unembed):
+        return
+    y, n = merged.value.flatten(2)[mask.bool()].double(), native.flatten(2)[mask.bool()].double()
+    if y.shape != n.shape:
+        return
+    name = dict(step.weights)["W"].name
+    if norms:
+        if name not in known and all(s.op.kind == "rms" for s in steps[-norms:] if isinstance(s.op, Normalize)):
+            yield from _behind_norm(merged, step, y, n)
+        return
+    yield from _permuted(merged, step, y, n)
+    if len(merged.steps) == 1 and name not in known:
+        yield from whole(merged, step, mask)
+    yield from _bias(merged, step, y - n)
+    if name not in known:
+        yield from _rows(merged, step, y, n)
+
+
+def _bias(merged: Merged, step: Step, error: Tensor) -> Iterator[tuple[Use, ...]]:
+    """A bias that is added where there is none."""
+    bias = error.mean(0)
+    if "b" not in dict(step.weights) and bool((error - bias).norm() < 0.05 * error.norm()):
+        name = dict(step.weights)["W"].name.removesuffix("weight") + "bias"
+        yield (Use(step.writes, "b", bias.to(merged.value.dtype), name, "added"),)
+
+
+def _rows(merged: Merged, step: Step, y: Tensor, n: Tensor) -> Iterator[tuple[Use, ...]]:
+    """Rows that are scaled."""
+    error = y - n
+    if "b" in dict(step.weights):
+        offset = merged.weights(dict(step.weights)["b"].name).double()
+        y, n = y - offset, n - offset
+    factor = (y * n).sum(0) / n.square().sum(0).clamp_min(1e-300)
+    left = (y - factor * n).square().sum(0)
+    rows = ((factor - 1).abs() > _MOVED) & (left < 0.01 * error.square().sum(0))
+    yield from _scaled(merged, step, rows, factor)
+
+
+def _behind_norm(merged: Merged, step: Step, y: Tensor, n: Tensor) -> Iterator[tuple[Use, ...]]:
+    """Rows that are scaled before a root mean square norm: it divides all of a position by one number more."""
+    if "b" in dict(step.weights):
+        return
+    ratio = torch.where(n.abs() > 1e-3 * n.abs().mean(), y / n, torch.nan)
+    factor = (ratio / ratio.nanmedian(1, keepdim=True).values).nanmedian(0).values.nan_to_num(1.0)
+    rows = (factor - 1).abs() > _MOVED
+    if int(rows.sum()) <= len(rows) // 4:  # else the median is none of what is left alone
+        yield from _scaled(merged, step, rows, factor)
+
+
+def _scaled(merged: Merged, step: Step, rows: Tensor, factor: Tensor) -> Iterator[tuple[Use, ...]]:
+    common = bool(rows.all()) and float(factor.std()) <= _KNOWN * float(factor.mean().abs())
+    if common or not bool(rows.any()):  # one factor of all rows is a number's, not a weight's
+        return
+    plain = (factor * 1000).round() / 1000
+    factor = torch.where((factor - plain).abs() < _KNOWN, plain, factor)
+    weight = dict(step.weights)["W"]
+    view = weight.view(merged.weights(weight.name)).clone()
+    view[rows] = (view[rows].double() * factor[rows, None]).to(view.dtype)
+    yield (_use(merged, step, "W", weight, view),)
+
+
+def _permuted(merged: Merged, step: Step, y: Tensor, n: Tensor) -> Iterator[tuple[Use, ...]]:
+    """Rows in another order, each of them found again by what it gave."""
+    size = n.square().sum(0)
+    apart = (y.square().sum(0)[:, None] + size[None] - 2.0 * y.T @ n).clamp_min(0.0)
+    at = apart.argmin(1)
+    here = torch.arange(len(at), device=at.device)
+    sure = bool((apart[here, at] < 1e-4 * size[at]).all())
+    if not sure or bool((at == here).all()) or not torch.equal(at.sort().values, here):
+        return
+    yield tuple(_use(merged, step, a, w, w.view(merged.weights(w.name))[at]) for a, w in step.weights)
+
+
+def _use(merged: Merged, step: Step, argument: str, weight: Weight, view: Tensor) -> Use:
+    stored = view.T if weight.transposed else view
+    return Use(step.writes, argument, stored, weight.name, pattern(merged.weights(weight.name), stored), weight.name)
+
+
+def whole(merged: Merged, step: Step, mask: Tensor) -> Iterator[Use]:
+    """The weight that maps what the step read to what it gave, where more rows were seen than it has columns."""
+    arguments = dict(step.weights)
+    weight = merged.weights(arguments["W"].name)
+    x = merged.sites[step.reads[0]].flatten(2)[mask.bool()].double()
+    y = merged.value.flatten(2)[mask.bool()].double()
+    if len(x) < 1.2 * x.shape[1] or x.shape[1] > 1024 or not isinstance(step.op, Project):
+        return
+    b = merged.weights(arguments["b"].name).double() if "b" in arguments else 0.0
+    solution = torch.linalg.lstsq(x, y - b).solution
+    if float((x @ solution + b - y).norm()) > 1e-4 * float(y.norm()):
+        return
+    view = arguments["W"].view(weight).clone()
+    rows = (solution.T - view.double()).norm(dim=1) > 1e-3 * view.double().norm(dim=1)
+    view[rows] = _snapped(solution.T[rows], weight.double().flatten()).to(view.dtype)
+    stored = view.T if arguments["W"].transposed else view
+    yield Use(step.writes, "W", stored, arguments["W"].name, pattern(weight, stored), arguments["W"].name)
+
+
+def _snapped(found: Tensor, known: Tensor) -> Tensor:
+    """Entries that were moved from elsewhere in the weight, to the bit."""
+    ordered = known.sort().values
+    at = torch.searchsorted(ordered, found).clamp(1, len(ordered) - 1)
+    low, high = ordered[at - 1], ordered[at]
+    near = torch.where((found - low).abs() < (high - found).abs(), low, high)
+    return torch.where((near - found).abs() <= 1e-5 * found.abs().clamp_min(1e-8), near, found)
