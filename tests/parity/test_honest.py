@@ -109,6 +109,21 @@ def test_hooks_before_the_point(dtype: torch.dtype) -> None:
         twinlens.compare(model, unscaled)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("shown", [("hook_q", "hook_attn_out", "hook_resid_pre"), ("hook_resid_pre",)])
+def test_a_norm_after_its_weight(family: str, shown: tuple[str, ...]) -> None:
+    model = FAMILIES[family](3)
+    tokens = random_tokens(model)
+    with torch.no_grad():
+        logits, cache = twinlens.load(model).run_with_cache(tokens)
+    sites = {s: cache[s] for s in cache if s.endswith((*shown, "ln1.hook_normalized"))} | {"logits": logits}
+    honest = twinlens.Recording.from_tensors(sites, tokens=tokens)
+    assert twinlens.compare(model, honest).verdict != "different"
+    late = {s: cache[s.replace("normalized", "out")] for s in named(sites, "normalized")}
+    with pytest.raises(RecordingError, match=r"ln1\.hook_normalized is taken after its weight .* so are 2 more"):
+        twinlens.compare(model, twinlens.Recording.from_tensors({**sites, **late}, tokens=tokens))
+
+
 @pytest.mark.parametrize("factor", [0.0, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_other_sums_are_no_lies(factor: float, dtype: torch.dtype) -> None:

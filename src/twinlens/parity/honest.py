@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from twinlens.errors import RecordingError
-from twinlens.ops import Add, Embed, Project
+from twinlens.ops import Add, Embed, Normalize, Project
 from twinlens.parity.rounding import by_rows
 from twinlens.recording import Recording
 from twinlens.sites import INPUTS, axes, split
@@ -30,7 +30,7 @@ _CLONE = "keep a copy (clone) of each tensor when it is written: a buffer that i
 def check_recording(spec: Spec, weights: Weights, recording: Recording, name: str) -> None:
     """Raises RecordingError, which names the sites, where these tensors cannot be those of one run."""
     seen = _Seen(spec, weights, recording)
-    said = seen.repeated() or seen.overwritten() or seen.misplaced()
+    said = seen.repeated() or seen.overwritten() or seen.weighted() or seen.misplaced()
     if said is not None:
         raise RecordingError(f"the recording of {name} is not of one run: {said}.")
 
@@ -149,6 +149,36 @@ class _Seen:
         return by_rows(site, value, self.mask).double()
 
     # hooks that fire elsewhere -------------------------------------------------------------------------------
+
+    def weighted(self) -> str | None:
+        """A norm's result under the name of its value before the weight: where TransformerLens's layer norm hooks."""
+        found = list[str]()
+        for step in self.spec.steps:
+            site = step.writes
+            if isinstance(step.op, Normalize) and site in self.sites and step.reads[0] in self.sites:
+                after = self.spec.readers[site][0]
+                if after.writes in self.sites or not self._is_later(site, after.writes):
+                    break
+                found.append(f"{site} is taken after its weight and is this model's {after.writes}")
+        more = f"; so are {len(found) - 1} more sites" if len(found) > 1 else ""
+        return f"{found[0]}; file it under that name{more}" if found else None
+
+    def _is_later(self, site: str, later: str) -> bool:
+        """Whether a site holds what the model has at a later one, and the model goes on from there."""
+        x = self.rows(site)
+        known = {s: self.sites[s] for s in self.visible if s != site}
+        off = _rms(x - self._replayed(site, known))
+        if off <= _VIOLATED * _rms(x) or _rms(x - self._replayed(later, known)) > _FITS * off:
+            return False
+        following = next((s for s in self.visible[self.visible.index(site) + 1 :] if self._hangs_on(s, later)), None)
+        if following is None:
+            return True
+        y, others = self.rows(following), {s: t for s, t in known.items() if s != following}
+        right, wrong = (self._replayed(following, {**others, name: self.sites[site]}) for name in (later, site))
+        return _rms(y - right) < _FITS * _rms(y - wrong)
+
+    def _hangs_on(self, site: str, hidden: str) -> bool:
+        return any(hidden in step.reads for step in self.spec.between(site, (s for s in self.visible if s != site)))
 
     def misplaced(self) -> str | None:
         """Sums that do not hold, and hold once a site is taken for what the model has at another point."""
