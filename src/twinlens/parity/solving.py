@@ -104,7 +104,7 @@ def _use(merged: Merged, step: Step, argument: str, weight: Weight, view: Tensor
     return Use(step.writes, argument, stored, weight.name, pattern(merged.weights(weight.name), stored), weight.name)
 
 
-def whole(merged: Merged, step: Step, mask: Tensor) -> Iterator[Use]:
+def whole(merged: Merged, step: Step, mask: Tensor) -> Iterator[tuple[Use, ...]]:
     """The weight that maps what the step read to what it gave, where more rows were seen than it has columns."""
     arguments = dict(step.weights)
     weight = merged.weights(arguments["W"].name)
@@ -119,8 +119,7 @@ def whole(merged: Merged, step: Step, mask: Tensor) -> Iterator[Use]:
     view = arguments["W"].view(weight).clone()
     rows = (solution.T - view.double()).norm(dim=1) > 1e-3 * view.double().norm(dim=1)
     view[rows] = _snapped(solution.T[rows], weight.double().flatten()).to(view.dtype)
-    stored = view.T if arguments["W"].transposed else view
-    yield Use(step.writes, "W", stored, arguments["W"].name, pattern(weight, stored), arguments["W"].name)
+    yield (_use(merged, step, "W", arguments["W"], view),)
 
 
 def _snapped(found: Tensor, known: Tensor) -> Tensor:

@@ -147,6 +147,7 @@ def pairs(merged: Merged) -> Iterator[tuple[Use, ...]]:
     for words in ("half to interleaved", "interleaved to half"):
         made = list[Use]()
         for step in products:
+            assert isinstance(step.op, Project)
             for argument, weight in step.weights:
                 w = merged.weights(weight.name)
                 by_head = weight.view(w).unflatten(0, (step.op.heads, -1))
