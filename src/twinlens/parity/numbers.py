@@ -111,7 +111,8 @@ class Numbers:
             promise.append((float(left.norm()), n))
         tried: list[tuple[Fitted, Found]] = []
         done = float("inf")
-        for left, n in sorted(promise, key=self._promise)[:_TRIED]:
+        likely = sorted(promise, key=self._promise)[:_TRIED]
+        for left, n in sorted(likely, key=lambda p: self._staged(p[1])):  # what is fitted at one go comes first
             if left > _AS_GOOD * done:
                 continue
             fitted = fit.run((*chosen, n), self._starts(fit, (*chosen, n)))
@@ -119,6 +120,8 @@ class Numbers:
             if found is not None:
                 tried.append((fitted, found))
                 if self.scorer.is_explained(found.score):
+                    if set(found.names) >= {slot(c) for c in found.variant.changes if slot(c) in found.intervals}:
+                        return fitted, found
                     done = min(done, left)
         return min(tried, key=lambda t: self._rank(t[1]), default=None)
 

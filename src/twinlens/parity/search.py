@@ -48,7 +48,7 @@ class Search:
         start, like = Found(Variant(), self.base), list[Found]()
         for proposal in (self.scorer.effective(p) for p in proposals):
             found = Found(proposal, self.scorer.judged(proposal))
-            if proposal and self.is_explained(found.score):
+            if proposal and self.scorer.agrees(found.score):
                 return self.scorer.pruned(found)
             like.extend(self._numbers_of(found))
         start = self._with_seen_weights(start)
@@ -86,10 +86,11 @@ class Search:
                 return self.scorer.pruned(judged)
         return None
 
-    def _plainness(self, found: Found) -> tuple[bool, int, bool, float]:
-        """Bits first, then few changes, then numbers with a name, then what is left."""
+    def _plainness(self, found: Found) -> tuple[bool, int, bool, bool, float]:
+        """Bits first, then few changes, then what is left out, then numbers with a name, then what is left."""
         exact = orders.matches(self.merged, found.variant)
-        return not exact, len(found.variant.changes), not self._is_named(found), found.score.rms
+        off = all(isinstance(c, SetField) and c.value is None for c in found.variant.changes)
+        return not exact, len(found.variant.changes), not off, not self._is_named(found), found.score.rms
 
     @staticmethod
     def _is_named(found: Found) -> bool:
@@ -133,8 +134,13 @@ class Search:
             for found in tried[:_BEST]:
                 if found.score.support == 0 and self._settled(judged := self._judged(found)):
                     return self.scorer.pruned(judged)
-            fitted = [f for t in (*tried[:_BEST], *self._openings(tried)) if (f := self.numbers.fewest(t)) is not None]
-            for found in sorted(fitted, key=_distance):
+            fitted = list[Found]()
+            for found in map(self.numbers.fewest, (*tried[:_BEST], *self._openings(tried))):
+                if found is not None:
+                    fitted.append(found)
+                    if self.is_explained(found.score) and self._is_named(found):
+                        break  # what else explains it would not say it better
+            for found in sorted(fitted, key=lambda f: (not self._is_named(f), *_distance(f))):
                 if self.is_explained(found.score):
                     return self.scorer.pruned(found)
             pool = sorted([*tried[:_BEST], *fitted], key=_distance)
