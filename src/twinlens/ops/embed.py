@@ -55,16 +55,16 @@ class Branch(Op):
 
 @dataclass(frozen=True)
 class Add(Op):
-    """The residual stream: x + factor · y; with one read, a copy."""
+    """The residual stream: x + factor · y, and so on for what else is added; with one read, a copy."""
 
     by_row: ClassVar[tuple[bool, ...]] = (True, True)
 
     factor: float = number(1.0, parameter="residual.scale", within=FACTOR)
 
-    def __call__(self, x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"] | None = None) -> Float[Tensor, "*shape"]:
-        if y is None:
-            return x
-        return x + (y if isinstance(self.factor, float) and self.factor == 1.0 else y * self.factor)
+    def __call__(self, x: Float[Tensor, "*shape"], *added: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        for y in added:
+            x = x + (y if isinstance(self.factor, float) and self.factor == 1.0 else y * self.factor)
+        return x
 
-    def magnitude(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return x.abs() if y is None else x.abs() + (self.factor * y).abs()
+    def magnitude(self, x: Tensor, *added: Tensor) -> Tensor:
+        return x.abs() + sum((self.factor * y).abs() for y in added)

@@ -111,16 +111,16 @@ class Feed:
 
 @dataclass(frozen=True)
 class Rewire:
-    """The step reads another place of the residual stream."""
+    """The step reads other places of the residual stream."""
 
     site: str
-    read: str
+    reads: tuple[str, ...]
     value: str
     """In words, what that makes of the block."""
 
     def apply(self, step: Step) -> Step:
         """The step with the change made."""
-        return dataclasses.replace(step, reads=(self.read, *step.reads[1:]))
+        return dataclasses.replace(step, reads=self.reads)
 
     def parameter(self, spec: Spec) -> str:
         """The vocabulary's word for it."""
@@ -207,7 +207,7 @@ def _moved(change: SetField | Leave | Rewire, layer: int) -> Change:
     if isinstance(change, Leave):
         return Leave(tuple(there(s) for s in change.sites))
     if isinstance(change, Rewire):
-        return Rewire(there(change.site), there(change.read), change.value)
+        return Rewire(there(change.site), tuple(map(there, change.reads)), change.value)
     return SetField(tuple(there(s) for s in change.sites), change.name, change.value)
 
 

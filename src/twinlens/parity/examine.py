@@ -18,8 +18,9 @@ from twinlens.parity.score import Found, Scorer
 from twinlens.parity.search import Search
 from twinlens.spec import Spec
 
-_PARTIAL = 0.5
-"""The least share of an error that a change must explain to be called a partial cause."""
+_PARTIAL, _NEARLY_ALL = 0.5, 0.9
+"""The least share of an error that a change must explain to be called a partial cause: a number with a name, and any
+other, since a choice without effect of its own has numbers beside it that can imitate much."""
 
 
 class Examiner:
@@ -131,7 +132,7 @@ class Examiner:
         if found is not None and found.score.support == 0 and search.base.rms > 0:
             share = 1.0 - found.score.rms / search.base.rms
         nearest = tuple(hypotheses.show(c, self.spec) for c in found.variant.changes) if found else ()
-        if found is None or share < _PARTIAL or not self._credible(found):
+        if found is None or share < _PARTIAL or not self._credible(found, share):
             return Examination(m.target, "different", ratio=search.base.ratio, share=0.0, nearest=nearest)
         return Examination(
             m.target,
@@ -145,9 +146,14 @@ class Examiner:
             nearest=nearest,
         )
 
-    def _credible(self, found: Found) -> bool:
-        """A partial cause is named only where its value is sharp, or its tensor was seen."""
+    def _credible(self, found: Found, share: float) -> bool:
+        """A partial cause is named only where its value is sharp and has a name, or its tensor was seen.
+
+        What explains nearly all may be anything else, too.
+        """
         for change in found.variant.changes:
+            if share < _NEARLY_ALL and not isinstance(change, Use) and slot(change) not in found.names:
+                return False
             if isinstance(change, Use) and change.name not in self.own:
                 return False
             within = found.intervals.get(slot(change))

@@ -118,7 +118,7 @@ def _enters(spec: Spec, change: Change) -> str:
 
 def _key(change: Change, cause: Cause) -> Any:
     if isinstance(change, Use):
-        return (_generic_name(change.name), _generic_name(change.pattern))
+        return (_generic_name(change.name), _generic_name(change.pattern), _apart(change.name, change.other))
     value = cause.candidate
     return (type(change).__name__, _rounded(cause.reference), _rounded(value))
 
@@ -129,6 +129,12 @@ def _rounded(value: Any) -> Any:
 
 def _generic_name(name: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def _apart(name: str, other: str) -> int:
+    """How many layers on the tensor is that a weight holds; exchanged layers are two causes."""
+    here, there = ([int(p) for p in n.split(".") if p.isdigit()] for n in (name, other or name))
+    return there[0] - here[0] if here and there else 0
 
 
 def _joined(a: Cause, b: Cause) -> Cause:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from twinlens.fields import Kind, kinds
-from twinlens.ops import RotaryTable, Rotate
+from twinlens.ops import Add, RotaryTable, Rotate
 from twinlens.parity.changes import Change, Feed, Leave, Rewire, SetField, twins
 from twinlens.parity.merged import Merged
 from twinlens.parity.rounding import masked
@@ -65,13 +65,12 @@ def everywhere(merged: Merged) -> Iterator[tuple[Change, ...]]:
 
 def widths(merged: Merged) -> Iterator[tuple[Change, ...]]:
     """Fewer entries of a head rotated, by tables of that width: one setting, read in two places."""
-    tables = [s for s in merged.steps if isinstance(s.op, RotaryTable)]
-    turns = [s for s in merged.steps if isinstance(s.op, Rotate)]
+    tables, turns = (tuple(s.writes for s in merged.steps if isinstance(s.op, kind)) for kind in (RotaryTable, Rotate))
+    now = next((s.op.width for s in merged.steps if isinstance(s.op, Rotate)), 0)
     if tables and turns:
-        now = turns[0].op.width
         for width in (now // 2, now // 4, now - now // 4):
             if width > 0 and width % 2 == 0:
-                yield tuple(SetField(tuple(s.writes for s in steps), "width", width) for steps in (turns, tables))
+                yield SetField(turns, "width", width), SetField(tables, "width", width)
 
 
 def _others(merged: Merged, step: Step, name: str, kind: Kind, now: Any) -> Iterator[SetField]:
@@ -89,13 +88,21 @@ def _alike(step: Step, merged: Merged) -> tuple[str, ...]:
 
 
 def streams(merged: Merged) -> Iterator[Rewire]:
-    """Attention and MLP in parallel: a step that reads the stream after attention reads it before."""
+    """Attention and MLP in parallel: a step that reads the stream after attention reads it before.
+
+    Where that is what a run shows between the two, attention is added together with the MLP.
+    """
     for step in merged.steps:
         layer, name = split(step.reads[0])
-        if layer is not None and name == "hook_resid_mid" and len(step.reads) == 1:
-            before = block(layer, "hook_resid_pre")
-            if before in merged.sites:
-                yield Rewire(step.writes, before, "parallel")
+        if layer is None:
+            continue
+        before, attention = (block(layer, s) for s in ("hook_resid_pre", "hook_attn_out"))
+        if name == "hook_resid_mid" and len(step.reads) == 1 and before in merged.sites:
+            yield Rewire(step.writes, (before,), "parallel")
+        if step.reads == (before, attention):
+            yield Rewire(step.writes, (before,), "parallel")
+        if name == "hook_resid_mid" and isinstance(step.op, Add) and attention in merged.sites:
+            yield Rewire(step.writes, (*step.reads, attention), "parallel")
 
 
 def _belonging(step: Step, merged: Merged) -> tuple[str, ...]:

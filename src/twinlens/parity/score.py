@@ -99,8 +99,15 @@ class Scorer:
 
     def is_explained(self, score: Score) -> bool:
         """Rounding, with most of the error gone; and much nearer than before where rounding's scale is loose."""
-        left = score.rms / self.base.rms if self.base.rms > 0 and not self.base.support else 0.0
-        return score.ratio.is_rounding and (left < MOSTLY if score.ratio.is_close else left < NEARLY)
+        return score.ratio.is_rounding and self._left(score) < (MOSTLY if score.ratio.is_close else NEARLY)
+
+    def agrees(self, score: Score) -> bool:
+        """What was found elsewhere needs less proof: what is left is as of an honest pair, and most is gone."""
+        return score.ratio.is_rounding and self._left(score) < MOSTLY
+
+    def _left(self, score: Score) -> float:
+        """The part of the error that is left; of a difference in what is masked nothing."""
+        return score.rms / self.base.rms if self.base.rms > 0 and not self.base.support else 0.0
 
     def judged(self, variant: Variant) -> Score:
         """A finalist against the scales of the changed step itself, but not of its coarser precision: a step that is
