@@ -17,6 +17,7 @@ from twinlens.capture.matching import role
 from twinlens.capture.own import OwnWeights
 from twinlens.capture.placement import Anchor, Place, Placement, sizes_of
 from twinlens.capture.search import Match, Search
+from twinlens.capture.settling import multiplies, settled, unwidened
 from twinlens.capture.uses import MOVES, added, root
 from twinlens.capture.values import near
 from twinlens.errors import CaptureError
@@ -92,7 +93,7 @@ class Aligner:
     def _product(self, step: Step, held: list[Held]) -> None:
         """A product's operand is the site that its step reads; what it gives is the site that it writes."""
         read, first = step.reads[0], held[0].use
-        operand = self._operand(read, first.x, first.over)
+        operand = self._operand(read, unwidened(self.graph, first.x, self.spec.dtype), first.over)
         if operand is not None:
             self._twins(read, self.operands.setdefault(read, operand), held)
         if step.writes in self.places or operand is None:
@@ -104,23 +105,26 @@ class Aligner:
             return
         match = self._given(step, {read: x}, [h.use.out for h in held])
         if match is not None:
-            self.put(step.writes, match.node, match.layout, "weight+replay")
+            node = settled(self.graph, match.node, self.spec.dtype, factors=False)
+            self.put(step.writes, node, match.layout, "weight+replay")
 
     def _twins(self, site: str, operand: Place, held: list[Held]) -> None:
         """Other operands that hold the same values are the same site."""
         value = self.graph[operand.node]
         same = {operand.node} | ({self.places[site].node} if site in self.places else set())
         for use in (use for h in held for use in (h.use, *h.again)):
-            theirs = self.graph[use.x]
-            if theirs.shape == value.shape and torch.equal(theirs, value):
-                same.add(use.x)
+            node = unwidened(self.graph, use.x, self.spec.dtype)
+            theirs = self.graph[node]
+            if theirs.shape == value.shape and theirs.dtype == value.dtype and torch.equal(theirs, value):
+                same.add(node)
         for node in same if len(same) > 1 else ():
             self.search.twins.setdefault(node, set()).update(same)
 
     def _given(self, step: Step, reads: Mapping[str, Tensor], outs: list[int]) -> Match | None:
         """Where the step's result is, with its bias or, if the code adds another or none, without."""
         of = outs if len(outs) == 1 else []
-        values = self.values | dict(reads)
+        dtype = next((self.own(w.name).dtype for name, w in step.weights if name == "W"), None)
+        values = self.values | {r: x if dtype is None else x.to(dtype) for r, x in reads.items()}
         wanted = self.search.wanted(step.writes, step(values, self.own))
         match = self.search.find(wanted, of)
         if match is not None or all(name != "b" for name, _ in step.weights):
@@ -169,7 +173,9 @@ class Aligner:
         elif value is not None and (match := self.match(site, value, self.values)) is not None:
             if self._masks(site, match, value) or ahead.agrees(site, match):
                 anchored = "weight+replay" if self.anchors.of(step) else "replay"
-                self.put(site, match.node, match.layout, anchored)
+                factors = not multiplies(self.spec, step)
+                node = settled(self.graph, match.node, value.dtype, factors=factors)
+                self.put(site, node, match.layout, anchored)
             if site in self.places and role(step) == "lookup" and bool(step.weights):
                 ahead.reconsider(step, value)
         if site not in self.places:

@@ -43,7 +43,7 @@ class OwnWeights:
         if not held or not covers(held, len(reference) if role(step) != "norm" else 1):
             return None
         if argument in ("W", "w"):
-            own = self._matrix(held, reference)
+            own = self._as_held(held[0].use, self._matrix(held, reference))
             if role(step) == "norm":
                 own = self._shift(held[0].use, own, reference, step)
             elif role(step) == "lookup":
@@ -60,6 +60,14 @@ class OwnWeights:
         parts = [h.use.matrix(self.graph)[h.there] for h in held]
         here = torch.cat([h.here for h in held])
         return torch.cat(parts)[here.argsort()]
+
+    def _as_held(self, use: Use, matrix: Tensor) -> Tensor:
+        """In the dtype of the parameter: a product that casts it computes in another precision, of the same weight."""
+        leaf = root(self.graph, use.constant).value
+        if leaf is None or leaf.dtype == matrix.dtype or not leaf.is_floating_point():
+            return matrix
+        plain = matrix.to(leaf.dtype)
+        return plain if torch.equal(plain.to(matrix.dtype), matrix) else matrix
 
     def _bias(self, held: list[Held], reference: Tensor) -> Tensor | None:
         parts: list[Tensor] = []

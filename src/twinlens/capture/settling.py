@@ -1,0 +1,68 @@
+"""From where a value was found to the tensor that is read: it may be cast, or multiplied, once more on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from twinlens.capture.graph import Graph
+from twinlens.capture.uses import MOVES, SCALINGS
+from twinlens.fields import kinds
+from twinlens.spec import Spec, Step
+
+CASTS = frozenset(("to", "float", "double", "half", "bfloat16", "type", "type_as"))
+"""Functions that change the dtype of entries."""
+FACTORS = SCALINGS | {"div", "__truediv__", "true_divide", "div_", "__itruediv__"}
+
+
+def settled(graph: Graph, node: int, dtype: torch.dtype, *, factors: bool) -> int:
+    """The tensor that is read for the one in which a site's value was found.
+
+    While nobody else reads it, a cast of it is the same site, up to where it has the dtype that is declared: what
+    is cast from there on is the next step's own precision. So is the product with a number, where `factors` says
+    that the steps which read the site have none of their own that it could be.
+    """
+    last = node
+    for at in _changed(graph, node, factors=factors):
+        if graph[at].dtype == dtype:
+            last = at
+    return last
+
+
+def unwidened(graph: Graph, node: int, dtype: torch.dtype) -> int:
+    """The tensor of the declared dtype of which a product reads a cast: a wider one is the product's own precision."""
+    at = node
+    while graph.nodes[at].function in CASTS and graph[at].dtype != dtype:
+        at = graph.nodes[at].inputs[0]
+        if graph[at].shape != graph[node].shape or not graph[at].is_floating_point():
+            return node
+    return at if graph[at].dtype == dtype else node
+
+
+def multiplies(spec: Spec, step: Step) -> bool:
+    """Whether a step that reads the site has a number, so that a factor on the way may be its own."""
+    return any(kind.name == "number" for s in spec.readers.get(step.writes, ()) for _, kind, _ in kinds(s.op))
+
+
+def _changed(graph: Graph, node: int, *, factors: bool) -> Iterator[int]:
+    """What a tensor becomes, entry by entry, while it has one reader."""
+    at = node
+    while True:
+        readers = [r for r in graph.readers[at] if r in graph.live]
+        if at == graph.logits or len(readers) != 1:
+            return
+        [reader] = readers
+        function, shape = graph.nodes[reader].function, graph[at].shape
+        moved = function in MOVES or function in CASTS
+        scaled = factors and function in FACTORS and _by_a_number(graph, reader, at)
+        if graph[reader].shape != shape or graph.nodes[reader].inputs[0] != at or not (moved or scaled):
+            return
+        yield reader
+        at = reader
+
+
+def _by_a_number(graph: Graph, product: int, of: int) -> bool:
+    """Whether a tensor is multiplied by a constant of one entry, or by none that is a tensor."""
+    others = [i for i in graph.nodes[product].inputs if i != of]
+    return all(graph[i].numel() == 1 and not graph.nodes[i].tokens for i in others)
