@@ -82,7 +82,7 @@ class Examiner:
     def again(self, m: Merged, scorer: Scorer) -> Examination | None:
         """A step that nothing explained, or that seemed rounding, under what was found since; None where that fails."""
         for proposal in (scorer.effective(p) for p in self._proposals(m)):
-            if proposal and scorer.is_explained(score := scorer.judged(proposal)):
+            if proposal and scorer.agrees(score := scorer.judged(proposal)):
                 return self.solved(m, scorer, self._sharpened(scorer, scorer.pruned(Found(proposal, score))))
         return self._also(m, scorer) if scorer.base.ratio.is_rounding else None
 

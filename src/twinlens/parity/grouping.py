@@ -24,7 +24,20 @@ def group_causes(spec: Spec, examined: Mapping[str, Examination]) -> list[Cause]
             cause = _cause(spec, change, target, e)
             key = (sites.generic(cause.site), cause.parameter, _key(change, cause), cause.status)
             groups[key] = _joined(groups[key], cause) if key in groups else cause
-    return sorted(groups.values(), key=lambda c: _place(spec, c.site))
+    return sorted(_with_tables(list(groups.values())), key=lambda c: _place(spec, c.site))
+
+
+def _with_tables(causes: list[Cause]) -> list[Cause]:
+    """Rotary tables follow what the layers do with them: the same change of both is one cause, of the layers."""
+    shared = [c for c in causes if not c.layers and c.site.startswith("rotary.")]
+    for table in shared:
+        told = (table.parameter, table.reference, table.candidate, table.status)
+        for i, c in enumerate(causes):
+            if c.layers and (c.parameter, c.reference, c.candidate, c.status) == told:
+                causes[i] = dataclasses.replace(c, changes=(*c.changes, *table.changes), seen=c.seen | table.seen)
+                causes.remove(table)
+                break
+    return causes
 
 
 def group_orders(spec: Spec, examined: Mapping[str, Examination]) -> list[Order]:
