@@ -11,6 +11,7 @@ from twinlens import sites
 from twinlens.parity import hypotheses, orders
 from twinlens.parity.agreement import Elsewhere, told
 from twinlens.parity.changes import SetField, Use, Variant, slot
+from twinlens.parity.faint import faint
 from twinlens.parity.merged import Merged
 from twinlens.parity.result import Examination
 from twinlens.parity.rounding import equal
@@ -64,11 +65,11 @@ class Examiner:
         weights_differ = any(w.name in self.own for s in m.steps for _, w in s.weights)
         if ratio.is_close and not weights_differ:
             self._no_orders.add(sites.generic(m.target))
-            return self._also(m, search.scorer) or Examination(m.target, "rounding", ratio=ratio)
+            return self._also(m, search.scorer) or self._within_rounding(m, search)
         found = search.run(self._proposals(m), thorough=not ratio.is_rounding)
-        if found is None or not found.variant or not (search.is_explained(found.score)):
+        if found is None or not found.variant or not (found.shared or search.is_explained(found.score)):
             return self._unsolved(m, search, found)
-        return self.solved(m, search.scorer, self._sharpened(search.scorer, found))
+        return self.solved(m, search.scorer, self._sharpened(search.scorer, search.numbers.renamed(found)))
 
     def _sharpened(self, scorer: Scorer, found: Found) -> Found:
         """With an interval for each number that was taken over from another step; what this step does not tell goes."""
@@ -125,9 +126,16 @@ class Examiner:
             exact_without_orders=bits,
         )
 
+    def _within_rounding(self, m: Merged, search: Search) -> Examination:
+        """Each entry is; all of them together may still tell of a number."""
+        found = faint(search.numbers)
+        if found is not None:
+            return self.solved(m, search.scorer, found)
+        return Examination(m.target, "rounding", ratio=search.base.ratio)
+
     def _unsolved(self, m: Merged, search: Search, found: Found | None) -> Examination:
         if search.base.ratio.is_rounding:
-            return Examination(m.target, "rounding", ratio=search.base.ratio)
+            return self._within_rounding(m, search)
         share = 0.0
         if found is not None and found.score.support == 0 and search.base.rms > 0:
             share = 1.0 - found.score.rms / search.base.rms

@@ -13,7 +13,7 @@ from twinlens.parity.closed_form import closed_form
 from twinlens.parity.fit import Fit, Fitted, Number, interval, numbers
 from twinlens.parity.merged import Rows
 from twinlens.parity.rounding import Scale
-from twinlens.parity.score import MOSTLY, Found, Scorer
+from twinlens.parity.score import MOSTLY, REDUNDANT, Found, Scorer
 
 _SMALL_ROWS = (3, 9, 33)
 """Angles are fitted on so many positions first: each time three times as far, so that no turn is skipped."""
@@ -30,7 +30,10 @@ _FAR_FROM_LINEAR = 0.5
 _OFF = 1.2
 """A number that may be off is off if that leaves no more than this."""
 _SHARP = 0.4
-"""The part of a change that its statistical interval may be wide: ten standard errors at eight of an interval."""
+"""The part of a change that its statistical interval may be wide: it is then twenty standard errors."""
+_ALIKE = 0.999
+"""The cosine of two derivatives from which on no value tells their numbers apart: what acts in the same way is 1 to
+the last digits."""
 _ASIDE = 5.0
 """A constant that was rounded on its way may lie so many half intervals from the number with a name."""
 
@@ -44,7 +47,7 @@ class Numbers:
     def fewest(self, start: Found) -> Found | None:
         """The fewest numbers that bring the step nearest, by derivative, on top of what is changed already."""
         taken = {(s, c.name) for c in start.variant.changes if isinstance(c, SetField) for s in c.sites}
-        fit = self._fit(start.variant)
+        fit = self.fit(start.variant)
         gone = {s for c in start.variant.changes if isinstance(c, Leave) for s in c.sites}
         free = [
             n
@@ -61,6 +64,40 @@ class Numbers:
                 return best
         return self._jointly(fit, free, start) or (best if chosen else None)
 
+    def renamed(self, found: Found) -> Found:
+        """With a number that has a name in the place of one that acts alike here and has none.
+
+        A factor of hidden rotary tables and a divisor of the scores move the same entries in the same way; sqrt(12)
+        for 4 is likelier than 1.0746 for 1.
+        """
+        for change in found.variant.changes:
+            if not isinstance(change, SetField) or change.value is None or slot(change) in found.names:
+                continue
+            if slot(change) not in found.intervals:
+                continue
+            rest = found.variant.without(change)
+            known = {k: v for k, v in found.intervals.items() if k != slot(change)}
+            start = Found(rest, found.score, known, found.names)
+            for number in self._alike(change, rest):
+                other = self.found(self.fit(rest).run([number]), start)
+                if other is None or len(other.names) == len(found.names) or not self.scorer.is_explained(other.score):
+                    continue
+                if other.score.rms < REDUNDANT * found.score.rms:
+                    return self.renamed(other)
+        return found
+
+    def _alike(self, change: SetField, rest: Variant) -> list[Number]:
+        """Numbers whose derivative has the direction of a changed one's."""
+        taken = {(s, c.name) for c in rest.changes if isinstance(c, SetField) for s in c.sites}
+        free = [n for n in numbers(rest.steps(self.merged.steps)) if (n.site, n.name) not in taken]
+        mine = next((i for i, n in enumerate(free) if (n.sites, n.name) == (change.sites, change.name)), None)
+        if mine is None or len(free) < 2:
+            return []
+        _, slopes = self.fit(rest).columns(free, torch.tensor([n.start for n in free], dtype=torch.float64))
+        lengths = slopes.norm(dim=0)
+        cosines = (slopes.T @ slopes[:, mine] / (lengths * lengths[mine]).clamp_min(1e-300)).abs().tolist()
+        return [n for i, n in enumerate(free) if i != mine and cosines[i] > _ALIKE]
+
     def sharp(self, found: Found | None) -> Found | None:
         """Below rounding's loose scale numbers count only if they are sharp and take most of the error away."""
         if (
@@ -69,27 +106,28 @@ class Numbers:
             or not self.scorer.is_explained(found.score)
         ):
             return None
-        return found if self._is_sharp(found) else None
+        return found if self.is_sharp(found) else None
 
-    def _is_sharp(self, found: Found) -> bool:
+    def is_sharp(self, found: Found, wide: float = _SHARP) -> bool:
         """Whether each value is known much better than it is apart from the reference's, roundings of it left out."""
         u = torch.finfo(self.merged.value.dtype).eps / 2
         for change in found.variant.changes:
             within = found.intervals.get(slot(change))
             if within is not None and isinstance(change, SetField) and change.value is not None:
                 now = getattr(self.spec.at[change.site].op, change.name) or 0.0
-                if within[1] - within[0] - 4 * u * abs(change.value) > _SHARP * abs(change.value - now):
+                if within[1] - within[0] - 4 * u * abs(change.value) > wide * abs(change.value - now):
                     return False
         return True
 
-    def _fit(self, base: Variant) -> Fit:
+    def fit(self, base: Variant) -> Fit:
+        """The step on top of some changes, as a function of its numbers."""
         return Fit(self.merged.prepared(base, self.scorer.rows), base, self.scorer.scale.weights())
 
     def _jointly(self, fit: Fit, free: list[Number], start: Found) -> Found | None:
         """All numbers at once, where none alone shows the way; those that are not needed are dropped again."""
         if not 1 < len(free) <= _JOINT:
             return None
-        found = self._found(fit.run(free, self._starts(fit, free)), start)
+        found = self.found(fit.run(free, self._starts(fit, free)), start)
         return self.scorer.pruned(found) if found is not None and self.scorer.is_explained(found.score) else None
 
     def _next_number(
@@ -112,11 +150,11 @@ class Numbers:
         tried: list[tuple[Fitted, Found]] = []
         done = float("inf")
         likely = sorted(promise, key=self._promise)[:_TRIED]
-        for left, n in sorted(likely, key=lambda p: self._staged(p[1])):  # what is fitted at one go comes first
+        for left, n in sorted(likely, key=lambda p: self.is_staged(p[1])):  # what is fitted at one go comes first
             if left > _AS_GOOD * done:
                 continue
             fitted = fit.run((*chosen, n), self._starts(fit, (*chosen, n)))
-            found = self._found(fitted, start)
+            found = self.found(fitted, start)
             if found is not None:
                 tried.append((fitted, found))
                 if self.scorer.is_explained(found.score):
@@ -133,15 +171,16 @@ class Numbers:
     def _promise(self, promise: tuple[float, Number]) -> float:
         """What a number leaves by its derivative; less is likely where the step is far from linear in it."""
         left, n = promise
-        return left * (_FAR_FROM_LINEAR if self._staged(n) or n.value is None else 1.0)
+        return left * (_FAR_FROM_LINEAR if self.is_staged(n) or n.value is None else 1.0)
 
-    def _staged(self, number: Number) -> bool:
+    def is_staged(self, number: Number) -> bool:
+        """Whether it makes angles, which grow with the position."""
         return "positions" in self.spec.at[number.site].reads
 
     def _starts(self, fit: Fit, chosen: Sequence[Number]) -> list[float]:
         """Where a fit starts. Angles grow with the position: fit the first positions first."""
         at = [n.start for n in chosen]
-        if not any(self._staged(n) for n in chosen):
+        if not any(self.is_staged(n) for n in chosen):
             return at
         for rows in _SMALL_ROWS:
             few = Rows(torch.arange(min(rows, self.scorer.length), device=self.merged.value.device), self.scorer.length)
@@ -154,7 +193,7 @@ class Numbers:
             ]
         return at
 
-    def _found(self, fitted: Fitted, start: Found) -> Found | None:
+    def found(self, fitted: Fitted, start: Found) -> Found | None:
         """A fit as changes: numbers that stay within their interval are dropped, the others get their names."""
         u = torch.finfo(self.merged.value.dtype).eps / 2
         changes: list[SetField] = []

@@ -47,6 +47,8 @@ class Found:
     score: Score
     intervals: dict[tuple[str, str, str], tuple[float, float]] = field(default_factory=dict)
     names: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    shared: bool = False
+    """Whether another step has the same, so that it needs less proof here."""
 
 
 _FAR = Score(10**12, float("inf"), Ratio(float("inf"), float("inf")))

@@ -13,7 +13,7 @@ from twinlens.parity import hypotheses, orders, solving, weighing
 from twinlens.parity.changes import Change, Leave, SetField, Variant, concerns, slot
 from twinlens.parity.merged import Merged
 from twinlens.parity.numbers import Numbers
-from twinlens.parity.score import Found, Score, Scorer
+from twinlens.parity.score import REDUNDANT, Found, Score, Scorer
 from twinlens.spec import Spec
 
 _BEST = 5
@@ -49,7 +49,7 @@ class Search:
         for proposal in (self.scorer.effective(p) for p in proposals):
             found = Found(proposal, self.scorer.judged(proposal))
             if proposal and self.scorer.agrees(found.score):
-                return self.scorer.pruned(found)
+                return replace(self.scorer.pruned(found), shared=True)
             like.extend(self._numbers_of(found))
         start = self._with_seen_weights(start)
         if start.variant and self.is_explained(start.score):
@@ -66,8 +66,9 @@ class Search:
             return self.scorer.pruned(exact)
         found = self.numbers.fewest(start)
         if found is not None and self._settled(found):
+            found = self.numbers.renamed(found)
             simplest = found if self._is_plain(found) else self._simplest(found, singles)
-            return min([*good, simplest], key=self._plainness)
+            return min([*good, self._left_out(simplest)], key=self._plainness)
         if good:
             return self.scorer.pruned(good[0])
         return self._deepen([start, *like] + ([found] if found else []), singles)
@@ -115,6 +116,19 @@ class Search:
             if (f := self.numbers.fewest(s)) is not None and self._settled(f)
         ]
         return min([found, *others], key=self._plainness)
+
+    def _left_out(self, found: Found) -> Found:
+        """With a part of the step left out in the place of a number that makes it act as nothing."""
+        for change in found.variant.changes:
+            if not isinstance(change, SetField) or change.value is None:
+                continue
+            for (off,) in (h for h in self._hypotheses if len(h) == 1):
+                if isinstance(off, SetField) and off.value is None and off.sites == change.sites:
+                    variant = found.variant.without(change) + (off,)
+                    score = self.scorer.judged(variant)
+                    if self.is_explained(score) and score.rms < REDUNDANT * found.score.rms:
+                        return replace(found, variant=variant, score=score)
+        return found
 
     def _with_seen_weights(self, start: Found) -> Found:
         """Weights that are known to differ are taken as they are, where that brings the step nearer."""
