@@ -1,0 +1,33 @@
+"""Steps that are seen from afar say together what none of them says alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import twinlens
+from tests.parity.faults import FAULTS
+from tests.parity.judged import misses, sublayers
+
+BY_NAME = {f"{fault.family}: {fault.name}": fault for fault in FAULTS}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gemma2: scale, cap, windows swapped",  # local layers see a cap and a window in one error, global ones do not
+        "gemma2: offset dropped",  # found in one norm, asked of all
+        "gpt2: eps",  # one value in all norms, wherever it can be told
+        "llama: llama3 factor and scale",  # a divisor of scores, not a factor of the tables
+    ],
+)
+def test_one_cause_for_all_layers(name: str) -> None:
+    fault = BY_NAME[name]
+    reference = fault.reference()
+    candidate = fault.candidate(reference)
+    tokens, mask = fault.inputs(reference)
+    torch.manual_seed(0)
+    report = twinlens.compare(reference, sublayers(candidate, tokens, mask), tokens=tokens, mask=mask)
+    assert misses(fault, report) == []
+    numbers = {(c.parameter, c.candidate) for c in report.causes if isinstance(c.candidate, float)}
+    assert len(numbers) == len({parameter for parameter, _ in numbers})
