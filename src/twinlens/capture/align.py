@@ -21,7 +21,7 @@ from twinlens.capture.settling import multiplies, settled, unwidened
 from twinlens.capture.uses import MOVES, added, root
 from twinlens.capture.values import near
 from twinlens.errors import CaptureError
-from twinlens.ops import Add, Branch
+from twinlens.ops import Add, Branch, Part
 from twinlens.spec import Spec, Step, Weights, evaluate
 
 FARTHEST = 14
@@ -171,6 +171,8 @@ class Aligner:
         if operand is not None:
             self._known(site, operand, value)
         elif value is not None and (match := self.match(site, value, self.values)) is not None:
+            if is_cut(step) and ahead.leads_elsewhere(step, match, value):
+                return
             if self._masks(site, match, value) or ahead.agrees(site, match):
                 anchored = "weight+replay" if self.anchors.of(step) else "replay"
                 factors = not multiplies(self.spec, step)
@@ -267,6 +269,11 @@ class Aligner:
             elif len(found) < 8:
                 pending.extend(s.writes for s in self.spec.readers.get(at, ()))
         return found
+
+
+def is_cut(step: Step) -> bool:
+    """A step that takes a part of what it reads: any other part would be a tensor of the call as well."""
+    return isinstance(step.op, Part)
 
 
 def inputs_of(graph: Graph) -> dict[str, Tensor]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from math import prod
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from twinlens import sites as names
-from twinlens.capture.layout import Layout, Wanted, distance, held_shapes, layouts, tolerance
-from twinlens.capture.search import LOWEST, Match
-from twinlens.capture.values import centred, equal, near, parallel
+from twinlens.capture.guesses import Guess, Trial, Verdict, agree, same, turned, upstream
+from twinlens.capture.layout import held_shapes, layouts
+from twinlens.capture.search import Match
+from twinlens.capture.values import equal, near, parallel
 from twinlens.fields import kinds
-from twinlens.spec import Step
+from twinlens.ops import Part
+from twinlens.spec import Step, evaluate
 
 if TYPE_CHECKING:
     from twinlens.capture.align import Aligner
@@ -34,43 +35,26 @@ KERNELS = {
 """Torch functions that compute several steps at once, and the operations whose sites they hide."""
 
 
-@dataclass(frozen=True)
-class Guess:
-    """A tensor that a site could be."""
-
-    node: int
-    layout: Layout
-    value: Tensor
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How many of the steps that follow replay to a captured tensor, and how many to none."""
-
-    hits: int
-    misses: int
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """More hits first, then fewer misses."""
-        return self.hits, -self.misses
-
-
-Trial = Mapping[str, Guess]
-
-
 class Lookahead:
     """Tries candidates for a site against the steps that read it."""
 
     def __init__(self, aligner: Aligner) -> None:
         self.a = aligner
         self.looked_through = {name for node in aligner.graph.nodes for name in KERNELS.get(node.function, ())}
-        self._upstream = _upstream(aligner.spec.steps)
+        self._upstream = upstream(aligner.spec.steps)
 
     def agrees(self, site: str, match: Match) -> bool:
         """Whether what follows is computed from this tensor."""
         value = match.layout.ours(self.a.graph[match.node], self.a.sizes)
         return self._judge({site: Guess(match.node, match.layout, value)}, loose=False).hits > 0
+
+    def leads_elsewhere(self, step: Step, match: Match, value: Tensor) -> bool:
+        """Place a part of a product by what follows, where what follows is made from another part than was found."""
+        now = Guess(match.node, match.layout, match.layout.ours(self.a.graph[match.node], self.a.sizes))
+        if any(self._judge({step.writes: now}, loose=loose).hits for loose in (False, True)):
+            return False
+        self.place(step, value)
+        return step.writes in self.a.places
 
     def place(self, step: Step, expected: Tensor | None) -> None:
         """Place a site by what follows, or leave it missing."""
@@ -89,18 +73,29 @@ class Lookahead:
         verdict = self._judge({step.writes: now}, loose=False)
         options = [(guess,) for guess in self._guesses(step, value)]
         best = self._best((step,), options, loose=False)
-        if best is not None and not _same(step.writes, best[0], now):
+        if best is not None and not same(step.writes, best[0], now):
             if self._judge({step.writes: best[0]}, loose=False).hits > verdict.hits:
                 self.a.put(step.writes, best[0].node, best[0].layout, "provisional")
 
     def _options(self, step: Step, expected: Tensor | None) -> tuple[tuple[Step, ...], list[tuple[Guess, ...]]]:
-        guesses = list(self._guesses(step, expected))
+        guesses = self._distinct(step, expected)
         partner = self._partner(step)
         if partner is None:
             return (step,), [(guess,) for guess in guesses]
         value = self.a.expected(partner.writes, self.a.values)
-        pairs = product(guesses, self._guesses(partner, value))
-        return (step, partner), [(one, other) for one, other in pairs if _agree(one, other)]
+        pairs = product(guesses, self._distinct(partner, value))
+        return (step, partner), [(one, other) for one, other in pairs if agree(one, other)]
+
+    def _distinct(self, step: Step, expected: Tensor | None) -> list[Guess]:
+        """What a site could be; of parts, which are moved on their way and not changed, each value once."""
+        guesses = list(self._guesses(step, expected))
+        if not isinstance(step.op, Part):
+            return guesses
+        once: list[Guess] = []
+        for guess in guesses:
+            if not any(equal(guess.value, other.value) for other in once):
+                once.append(guess)
+        return once
 
     def _partner(self, step: Step) -> Step | None:
         """A step of the same operation whose result meets this one's: they fail together."""
@@ -199,7 +194,7 @@ class Lookahead:
         tied = [option for verdict, option in judged if verdict.rank == top]
         for number, step in enumerate(steps):
             first = tied[0][number]
-            if not all(_same(step.writes, first, other[number]) for other in tied[1:]):
+            if not all(same(step.writes, first, other[number]) for other in tied[1:]):
                 return None
         if not steps[0].writes.endswith("scores"):
             return tied[0]
@@ -234,7 +229,8 @@ class Lookahead:
         if not any(read in trial for s in merged for read in s.reads):
             return False
         if loose:
-            return len(merged) == 1 and self._up_to_a_factor(step, given, trial)
+            cuts = all(s is step or isinstance(s.op, Part) for s in merged)
+            return cuts and self._up_to_a_factor(step, merged, given, trial)
         value = self.a.expected(step.writes, given)
         if value is None:
             return False
@@ -247,9 +243,9 @@ class Lookahead:
             return theirs.shape == value.shape and near(theirs, wanted)
         own = [guess.node for guess in trial.values()]
         match = self.a.search.find(wanted, self.a.search.moving(own))
-        return match is not None and match.node not in own
+        return match is not None and match.node not in own and not turned(match.layout)
 
-    def _up_to_a_factor(self, step: Step, given: Mapping[str, Tensor], trial: Trial) -> bool:
+    def _up_to_a_factor(self, step: Step, merged: Sequence[Step], given: Mapping[str, Tensor], trial: Trial) -> bool:
         """Whether the step without its optional parts is some tensor times a number.
 
         It looks past a second fault in the step that reads: a wrong scale, a cap, a window.
@@ -258,40 +254,14 @@ class Lookahead:
         if not off:
             return False
         plain = replace(step, op=step.op.replace(**off))
-        value = plain(given, self.a.own)
+        value = evaluate([plain if s is step else s for s in merged], given, self.a.own, keep=[step.writes])[
+            step.writes
+        ]
         wanted = self.a.search.wanted(step.writes, value)
         of = tuple(self.a.search.moving(guess.node for guess in trial.values()))
         for node in self.a.search.nodes(value.numel(), of):
             theirs = self.a.graph[node]
             for layout in layouts(wanted.axes, tuple(value.shape), tuple(theirs.shape)):
-                if parallel(layout.ours(theirs, self.a.sizes), wanted):
+                if not turned(layout) and parallel(layout.ours(theirs, self.a.sizes), wanted):
                     return True
         return False
-
-
-def _agree(one: Guess, other: Guess) -> bool:
-    """Whether two tensors can meet: axes of one name are of one size."""
-    sizes = dict(zip(one.layout.site, one.value.shape, strict=True))
-    theirs = zip(other.layout.site, other.value.shape, strict=True)
-    return all(sizes.get(axis, size) == size for axis, size in theirs)
-
-
-def _upstream(steps: Sequence[Step]) -> dict[str, set[str]]:
-    """For each site those that it is computed from, near and far."""
-    found: dict[str, set[str]] = {}
-    for step in steps:
-        found[step.writes] = {s for r in step.reads for s in (r, *found.get(r, ()))}
-    return found
-
-
-def _same(site: str, one: Guess, other: Guess) -> bool:
-    """Equal values, or, of scores, equal up to a constant for each row, which no softmax sees."""
-    if one.value.shape != other.value.shape:
-        return False
-    x, y = one.value.float(), other.value.float()
-    if site.endswith("scores"):
-        seen = x > LOWEST
-        if not torch.equal(seen, y > LOWEST):
-            return False
-        x, y = (centred(t, seen) for t in (x, y))
-    return distance(x, Wanted(y, names.axes(site))) <= tolerance(one.value, other.value)
