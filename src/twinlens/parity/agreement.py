@@ -38,6 +38,10 @@ Slot = tuple[str, str, str]
 class Solver(Protocol):
     """Who examined the steps, and may look at one of them again."""
 
+    def proposals(self, m: Merged) -> list[Variant]:
+        """What other steps were explained by, as this step could have it."""
+        ...
+
     def solved(self, m: Merged, scorer: Scorer, found: Found) -> Examination:
         """A step that changes explain."""
         ...
@@ -163,11 +167,12 @@ class Agreement:
         """What the others have, where a step is not explained by less, or tells it beside its own changes."""
         found = False
         for target, e in self.examined.items():
-            again: Examination | None = None
-            if e.status in ("different", "rounding"):
-                again = self.examiner.again(self.merged[target], self._scorer(target))
-            elif e.status == "explained":
-                again = self.examiner.besides(self.merged[target], self._scorer(target), e)
+            m = self.merged[target]
+            if e.status not in ("different", "rounding", "explained") or not self.examiner.proposals(m):
+                continue
+            scorer = self._scorer(target)
+            explained = e.status == "explained"
+            again = self.examiner.besides(m, scorer, e) if explained else self.examiner.again(m, scorer)
             if again is not None:
                 self.examined[target], found = again, True
         return found

@@ -66,7 +66,7 @@ class Examiner:
         if ratio.is_close and not weights_differ:
             self._no_orders.add(sites.generic(m.target))
             return self._also(m, search.scorer) or self._within_rounding(m, search)
-        found = search.run(self._proposals(m), thorough=not ratio.is_rounding)
+        found = search.run(self.proposals(m), thorough=not ratio.is_rounding)
         if found is None or not found.variant or not (found.shared or search.is_explained(found.score)):
             return self._unsolved(m, search, found)
         return self.solved(m, search.scorer, self._sharpened(search.scorer, search.numbers.renamed(found)))
@@ -82,7 +82,7 @@ class Examiner:
 
     def again(self, m: Merged, scorer: Scorer) -> Examination | None:
         """A step that nothing explained, or that seemed rounding, under what was found since; None where that fails."""
-        for proposal in (scorer.effective(p) for p in self._proposals(m)):
+        for proposal in (scorer.effective(p) for p in self.proposals(m)):
             if proposal and scorer.agrees(score := scorer.judged(proposal)):
                 return self.solved(m, scorer, self._sharpened(scorer, scorer.pruned(Found(proposal, score))))
         return self._also(m, scorer) if scorer.base.ratio.is_rounding else None
@@ -100,7 +100,7 @@ class Examiner:
 
     def _also(self, m: Merged, scorer: Scorer) -> Examination | None:
         """Numbers that other steps have, where this one tells them too, although they are below its rounding."""
-        for proposal in (scorer.effective(p) for p in self._proposals(m)):
+        for proposal in (scorer.effective(p) for p in self.proposals(m)):
             found = told(scorer, proposal) if proposal else Found(proposal, scorer.base)
             sharp = Variant(tuple(c for c in found.variant.changes if slot(c) in found.intervals))
             score = scorer.judged(sharp) if sharp else scorer.base
@@ -177,7 +177,8 @@ class Examiner:
         masks = f", {before.support} entries masked by one side only" if before.support else ""
         return f"error {before.ratio.tight:.3g} times the step's own rounding{masks}; {left}"
 
-    def _proposals(self, m: Merged) -> list[Variant]:
+    def proposals(self, m: Merged) -> list[Variant]:
+        """What other steps were explained by, as this step could have it."""
         layer = sites.split(m.target)[0]
         known = self._changes.get(sites.generic(m.target), [])
         alike = [v for k in reversed(known) if layer is not None and (v := k.in_layer(layer))]
