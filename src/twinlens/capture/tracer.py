@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from types import BuiltinFunctionType, MethodDescriptorType, MethodWrapperType
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from twinlens.capture.calling import Call, invoke
 from twinlens.capture.graph import ALIAS, LEAF, Graph, Node
 from twinlens.capture.memory import form, memory_of, overlap, tensors, written_by
+from twinlens.capture.patched import asked
 from twinlens.errors import CaptureError
 
 FACTORIES = frozenset(
@@ -22,6 +24,9 @@ FACTORIES = frozenset(
 
 _SILENT = frozenset(("__set__", "requires_grad_", "is_floating_point", "size", "dim", "__len__", "is_complex"))
 """Functions that make no tensor."""
+
+_OF_C = frozenset((BuiltinFunctionType, MethodDescriptorType, MethodWrapperType))
+"""Types of functions that are written in C: nobody can have put them in the place of others."""
 
 Replacement = Callable[[Mapping[int, Tensor]], Tensor]
 
@@ -86,6 +91,8 @@ class Tracer(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if type(func) not in _OF_C:
+            func = asked(func)
         name = getattr(func, "__name__", "")
         if name == "__get__":  # a property: most are shapes and dtypes, a few (T, mT, data, real) are tensors
             out = func(*args)
