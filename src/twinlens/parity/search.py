@@ -59,7 +59,7 @@ class Search:
         found = self._compound()
         if found is not None:
             return found
-        singles = self._singles([start, *like[:1]])
+        singles = self._singles([start, *like[:1]], self._hypotheses)
         good = [s for s in (self._judged(s) for s in singles[:_BEST]) if self._settled(s)]
         exact = next((s for s in good if orders.matches(self.merged, s.variant)), None)
         if exact is not None:
@@ -71,6 +71,9 @@ class Search:
             return min([*good, self._left_out(simplest)], key=self._plainness)
         if good:
             return self.scorer.pruned(good[0])
+        for found in self._singles([start], self._moved)[:_BEST]:
+            if self._settled(judged := self._judged(found)):
+                return judged
         return self._deepen([start, *like] + ([found] if found else []), singles)
 
     def _judged(self, found: Found) -> Found:
@@ -144,7 +147,7 @@ class Search:
         frontier: list[Found] = []
         for depth in range(_DEPTH):
             if depth:
-                tried = self._singles(frontier)
+                tried = self._singles(frontier, self._hypotheses)
             for found in tried[:_BEST]:
                 if found.score.support == 0 and self._settled(judged := self._judged(found)):
                     return self.scorer.pruned(judged)
@@ -163,11 +166,11 @@ class Search:
             best, frontier = pool[0], pool[:2]
         return best if best.variant else None
 
-    def _singles(self, frontier: Sequence[Found]) -> list[Found]:
+    def _singles(self, frontier: Sequence[Found], tried: Sequence[Hypothesis]) -> list[Found]:
         """Each hypothesis on top of each state, nearest first."""
         found: list[Found] = []
         for state in frontier:
-            for changes in self._hypotheses:
+            for changes in tried:
                 if any(clash(c, state.variant) for c in changes):
                     continue
                 variant = state.variant + changes
@@ -187,9 +190,14 @@ class Search:
         made = [*hypotheses.everywhere(self.merged), *hypotheses.widths(self.merged)]
         if len(self.merged.steps) > 1:
             made += weighing.exchanged(self.merged, self.spec, self.known)
-            made += weighing.swapped(self.merged, self.known)
-            made += weighing.pairs(self.merged)
         return made
+
+    @cached_property
+    def _moved(self) -> list[Hypothesis]:
+        """Weights in each other's place: a choice that has the same effect is the simpler one, and is tried before."""
+        if len(self.merged.steps) == 1:
+            return []
+        return [*weighing.swapped(self.merged, self.known), *weighing.pairs(self.merged)]
 
     @cached_property
     def _hypotheses(self) -> list[Hypothesis]:

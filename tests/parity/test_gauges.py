@@ -1,0 +1,66 @@
+"""What changes no function is a gauge and no cause; what only looks like one is a cause."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import twinlens
+from tests.parity.faults import ALL3, attentions, interleaved, layers, modeling
+from tests.tiny import FAMILIES, random_tokens
+
+
+def neurons(m: Any) -> None:
+    at = torch.randperm(80, generator=torch.Generator().manual_seed(2))
+    for x in layers(m):
+        for w in (x.mlp.gate_proj.weight, x.mlp.up_proj.weight):
+            w.copy_(w[at].clone())
+        x.mlp.down_proj.weight.copy_(x.mlp.down_proj.weight[:, at].clone())
+
+
+def pairs(m: Any) -> None:
+    """Queries and keys as the interleaved layout wants them, and that layout."""
+    for a in attentions(m):
+        for w in (a.q_proj.weight, a.k_proj.weight):
+            w.copy_(w.view(-1, 2, 6, 48).transpose(1, 2).reshape(w.shape).clone())
+    modeling(m, apply_rotary_pos_emb=interleaved)
+
+
+def heads(m: Any) -> None:
+    """The two heads that share a key/value head change places."""
+    for a in attentions(m):
+        a.q_proj.weight.copy_(a.q_proj.weight.view(2, 2, 12, 48).flip(1).reshape(48, 48).clone())
+        a.o_proj.weight.copy_(a.o_proj.weight.view(48, 2, 2, 12).flip(2).reshape(48, 48).clone())
+
+
+def factor(m: Any) -> None:
+    for x in layers(m):
+        x.mlp.up_proj.weight.mul_(2.0)
+        x.mlp.down_proj.weight.mul_(0.5)
+
+
+def compared(change: Callable[[Any], None]) -> twinlens.Report:
+    reference, candidate = FAMILIES["llama"](), FAMILIES["llama"]()
+    with torch.no_grad():
+        change(candidate)
+    return twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, 40, seed=3))
+
+
+@pytest.mark.parametrize("change", [neurons, pairs, heads, factor], ids=lambda f: f.__name__)
+def test_a_gauge_is_said_and_accuses_nobody(change: Callable[[Any], None]) -> None:
+    report = compared(change)
+    assert (report.verdict, report.causes, report.unexplained) == ("rounding", [], [])
+    assert len(report.gauges) == len(ALL3)
+
+
+def test_half_a_gauge_is_a_cause() -> None:
+    def half(m: Any) -> None:
+        neurons(m)
+        layers(m)[1].mlp.down_proj.weight[3] *= 0.5
+
+    report = compared(half)
+    assert report.verdict == "different"
+    assert {i for c in report.causes for i in c.layers} == {1}
