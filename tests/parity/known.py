@@ -6,7 +6,6 @@ NAMED: dict[str, str] = {}
 
 MENDED: dict[str, str] = NAMED | {
     "llama: one norm missing": "without the norm its output is the residual stream, and both are replaced",
-    "llama: head replaced by the embedding": "the weight is mended in place, and the embedding with it",
 }
 
 SUBLAYERS: dict[str, str] = {}

@@ -168,6 +168,18 @@ def weight(name: str, tensor: Tensor, owner: str, reference: Tensor) -> Handle:
     return _contents(owner, tensor, reference, f"{owner}: {name} of the reference copied in")
 
 
+def untied(module: nn.Module, path: str, parameter: nn.Parameter, view: Tensor, reference: Tensor) -> Handle:
+    """A parameter of its own where another name holds the same one, and rightly."""
+    held = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device=parameter.device)
+    held.copy_(parameter.detach())
+    held.as_strided(view.shape, view.stride(), view.storage_offset() - parameter.storage_offset()).copy_(reference)
+    own = nn.Parameter(held, requires_grad=parameter.requires_grad)
+    parent, _, name = path.rpartition(".")
+    holder = module.get_submodule(parent)
+    words = f"{path}: a parameter of its own, {path} of the reference copied in"
+    return Handle(words, lambda: setattr(holder, name, own), lambda: setattr(holder, name, parameter))
+
+
 def _safely(form: Callable[[float], float], x: float) -> float | None:
     try:
         return form(x)

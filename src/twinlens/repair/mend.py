@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from twinlens import sites as names
-from twinlens.capture import Placement, capture, graft, placed
+from twinlens.capture import Anchor, Placement, capture, graft, placed
 from twinlens.fields import kind_of, kinds
 from twinlens.ops import Op
 from twinlens.parity.changes import SetField, Variant
@@ -155,13 +155,32 @@ class Mender:
         anchor = self.placement.anchors.get(i.name)
         if anchor is None or anchor.owner is None:
             return False
-        parameter = dict(self.module.named_parameters(remove_duplicate=False)).get(anchor.owner)
+        named = dict(self.module.named_parameters(remove_duplicate=False))
+        parameter = named.get(anchor.owner)
         if parameter is None or parameter.untyped_storage().data_ptr() != anchor.tensor.untyped_storage().data_ptr():
             return False
-        handle = handles.weight(i.name, anchor.tensor, anchor.owner, self.weights(i.name))
+        reference = self.weights(i.name)
+        if self._serves_another(i.name, anchor):
+            paths = [path for path, p in named.items() if p is parameter]
+            if i.name not in paths:
+                return False
+            handle = handles.untied(self.module, i.name, parameter, anchor.tensor, reference)
+        else:
+            handle = handles.weight(i.name, anchor.tensor, anchor.owner, reference)
         handle.set()
         self._keep(handle)
         return True
+
+    def _serves_another(self, name: str, anchor: Anchor) -> bool:
+        """Whether the memory of a tensor that is to be mended holds another one of the checkpoint, rightly."""
+        memory = anchor.tensor.untyped_storage().data_ptr()
+        return any(
+            other.tensor.untyped_storage().data_ptr() == memory
+            and other.tensor.data_ptr() == anchor.tensor.data_ptr()
+            and torch.equal(other.tensor, self.weights(other_name))
+            for other_name, other in self.placement.anchors.items()
+            if other_name != name
+        )
 
     def _keep(self, handle: Handle) -> None:
         self.done.words.append(handle.words)
@@ -185,10 +204,10 @@ class Mender:
         return support, float(error.norm() / size.clamp_min(1e-300))
 
     def _seen(self) -> dict[str, Tensor]:
-        graph, placement = capture(
+        graph, self.placement = capture(
             self.module, self.spec, self.weights, self.tokens, mask=self.mask, call=self.call, placement=self.placement
         )
-        return {**self._given(), **dict(placement.reads(graph, self.spec.shape))}
+        return {**self._given(), **dict(self.placement.reads(graph, self.spec.shape))}
 
     def _given(self) -> dict[str, Tensor]:
         b, p = self.tokens.shape
