@@ -154,7 +154,7 @@ class Fit:
     def covariance(self, r: Tensor, J: Tensor) -> Tensor:
         """Of the coordinates [n n], robust against errors that a row or a column has in common (a rounded root)."""
         inner = torch.linalg.pinv(J.T @ J)
-        width = self.goal.shape[-1]
+        width = len(r) // len(self.weights)  # a changed table may be narrower than the candidate's
         scores = (J * r[:, None]).reshape(-1, width, J.shape[1])
         meats = [c.T @ c * len(c) / max(len(c) - 1, 1) for c in (scores.sum(1), scores.sum(0))]
         plain = inner * r.square().mean()
