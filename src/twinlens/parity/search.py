@@ -71,10 +71,17 @@ class Search:
             return min([*good, self._left_out(simplest)], key=self._plainness)
         if good:
             return self.scorer.pruned(good[0])
-        for found in self._singles([start], self._moved)[:_BEST]:
-            if self._settled(judged := self._judged(found)):
-                return judged
-        return self._deepen([start, *like] + ([found] if found else []), singles)
+        moved = self._singles([start], self._moved)
+        for placed in map(self._judged, moved[:_BEST]):
+            if self._settled(placed):
+                return placed
+        starts = [start, *like] + ([found] if found else [])
+        best = self._deepen(starts, singles, self._hypotheses)
+        if moved and not self._settled(best):
+            starts = [*starts, best] if best else starts
+            everything = [*self._hypotheses, *self._moved]
+            return self._deepen(starts, sorted([*singles, *moved], key=_distance), everything)
+        return best
 
     def _judged(self, found: Found) -> Found:
         return replace(found, score=self.scorer.judged(found.variant))
@@ -141,13 +148,13 @@ class Search:
                 start = Found(start.variant + (use,), score)
         return self._judged(start) if start.variant else start
 
-    def _deepen(self, starts: Sequence[Found], tried: list[Found]) -> Found | None:
+    def _deepen(self, starts: Sequence[Found], tried: list[Found], further: Sequence[Hypothesis]) -> Found | None:
         """Discrete changes, one and then two at once, each with the numbers that go with it."""
         best = min(starts, key=_distance)
         frontier: list[Found] = []
         for depth in range(_DEPTH):
             if depth:
-                tried = self._singles(frontier, self._hypotheses)
+                tried = self._singles(frontier, further)
             for found in tried[:_BEST]:
                 if found.score.support == 0 and self._settled(judged := self._judged(found)):
                     return self.scorer.pruned(judged)
