@@ -193,7 +193,7 @@ class Agreement:
         groups: dict[Any, list[_Part]] = defaultdict(list)
         for part in self._parts():
             op = self.spec.at[part.change.site].op
-            if part.interval is not None and isinstance(part.change.value, float):
+            if isinstance(part.change.value, float):
                 groups[type(op).__name__, part.change.name, getattr(op, part.change.name)].append(part)
         for parts in groups.values():
             for cluster in _clusters(parts):
@@ -215,11 +215,12 @@ class Agreement:
         change = SetField(part.change.sites, part.change.name, value)
         variant = Variant(tuple(change if slot(c) == slot(change) else c for c in e.changes.changes))
         score = scorer.judged(variant)
-        assert part.interval is not None
-        allowed = part.interval[0] <= value <= part.interval[1]
+        allowed = part.interval is None or part.interval[0] <= value <= part.interval[1]
         if not score.ratio.is_rounding or (not allowed and score.rms > _WORSE * scorer.judged(e.changes).rms):
             return None
         names = e.names | ({slot(change): name} if name else {})
+        if part.interval is None:
+            return Found(variant, score, e.intervals, names)
         wide = (min(part.interval[0], value), max(part.interval[1], value))
         return Found(variant, score, e.intervals | {slot(change): wide}, names)
 
@@ -292,13 +293,12 @@ def _clusters(parts: list[_Part]) -> Iterator[list[_Part]]:
 
 
 def _half(part: _Part) -> float:
-    assert part.interval is not None
-    return (part.interval[1] - part.interval[0]) / 2
+    """Half an interval; what was taken over from another step and cannot be told here may be anything."""
+    return math.inf if part.interval is None else (part.interval[1] - part.interval[0]) / 2
 
 
 def _middle(part: _Part) -> float:
-    assert part.interval is not None
-    return (part.interval[1] + part.interval[0]) / 2
+    return float(part.change.value) if part.interval is None else (part.interval[1] + part.interval[0]) / 2
 
 
 def _common(cluster: list[_Part], was: float | None) -> Iterator[tuple[float, str]]:
@@ -308,6 +308,8 @@ def _common(cluster: list[_Part], was: float | None) -> Iterator[tuple[float, st
     """
     named = {p.change.value: p.name for p in cluster if p.name}
     yield from named.items()
+    if all(p.interval is None for p in cluster):
+        return
     weights = [1.0 / max(_half(p), 1e-300) ** 2 for p in cluster]
     joint = sum(w * _middle(p) for w, p in zip(weights, cluster, strict=True)) / sum(weights)
     half = 1.0 / math.sqrt(sum(weights))
