@@ -1,0 +1,111 @@
+"""A live module is mended by what it holds, by its weights, or by a graft; and what was done can be undone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import twinlens
+from tests.tiny import random_tokens, tiny_gpt2, tiny_llama
+from twinlens.errors import CaptureError
+
+Plant = Callable[[Any], None]
+
+
+def mended(model: Any, plant: Plant, **how: Any) -> tuple[Any, twinlens.Report, twinlens.Report]:
+    candidate = copy.deepcopy(model)
+    with torch.no_grad():
+        plant(candidate)
+    tokens = random_tokens(model, 2, 17, seed=1)
+    report = twinlens.compare(model, candidate, tokens=tokens)
+    assert report.verdict != "identical"
+    return candidate, report, report.fix(candidate, **how)
+
+
+def scale(model: Any) -> None:
+    for x in model.model.layers:
+        x.self_attn.scaling = 0.25
+
+
+def rows(model: Any) -> None:
+    model.model.layers[1].mlp.up_proj.weight[3] = 0.0
+
+
+def thirds(model: Any) -> None:
+    model.transformer.h[1].attn.c_attn.weight[:, 3] *= 2.0
+
+
+def tied(model: Any) -> None:
+    model.lm_head.weight = model.model.embed_tokens.weight
+
+
+def code(model: Any) -> None:
+    """A ReLU that no attribute holds."""
+    for x in model.model.layers:
+        x.mlp.forward = lambda y, m=x.mlp: m.down_proj(F.relu(m.gate_proj(y)) * m.up_proj(y))
+
+
+def order(model: Any) -> None:
+    for x in model.model.layers:
+        half = x.mlp.down_proj.in_features // 2
+        x.mlp.down_proj.forward = lambda y, w=x.mlp.down_proj.weight, n=half: (
+            F.linear(y[..., :n], w[:, :n]) + F.linear(y[..., n:], w[:, n:])
+        )
+
+
+@pytest.mark.parametrize(
+    ("build", "plant", "words"),
+    [
+        (tiny_llama, scale, "self_attn.scaling = "),
+        (tiny_llama, rows, "mlp.up_proj.weight: "),
+        (tiny_gpt2, thirds, "attn.c_attn.weight: "),
+        (tiny_llama, tied, "lm_head.weight: a parameter of its own"),
+        (tiny_llama, code, "mlp.hook_post: computed as "),
+    ],
+)
+def test_a_cause_is_mended_to_the_last_bit(build: Callable[[], Any], plant: Plant, words: str) -> None:
+    after = mended(build(), plant)[2]
+    assert (after.verdict, after.causes) == ("identical", [])
+    assert any(words in said for said in after.mended), after.mended
+
+
+def test_an_order_is_mended_only_when_it_is_asked_for() -> None:
+    model = tiny_llama()
+    assert mended(model, order)[2].verdict == "rounding"
+    assert mended(model, order, order=True)[2].verdict == "identical"
+
+
+def test_a_patch_says_what_to_change_and_changes_nothing() -> None:
+    model = tiny_llama()
+    candidate = copy.deepcopy(model)
+    scale(candidate)
+    tokens = random_tokens(model, 2, 17, seed=1)
+    report = twinlens.compare(model, candidate, tokens=tokens)
+    assert "self_attn.scaling = 0.288675" in report.patch()
+    assert all(x.self_attn.scaling == 0.25 for x in candidate.model.layers)
+
+
+def test_a_grafted_module_runs_other_texts_and_refuses_other_code() -> None:
+    model = tiny_llama()
+    candidate, _, _ = mended(model, code)
+    other = random_tokens(model, 3, 29, seed=2)
+    with torch.no_grad():
+        assert torch.equal(candidate(other).logits, model(other).logits)
+    for x in candidate.model.layers:
+        x.mlp.forward = lambda y: y * 0.5
+    with pytest.raises(CaptureError, match=r"other code|not visible"):
+        candidate(other)
+
+
+def test_a_recording_cannot_be_mended() -> None:
+    model = tiny_llama()
+    tokens = random_tokens(model, 1, 9, seed=1)
+    with torch.no_grad():
+        seen = twinlens.Recording.from_tensors({"logits": model(tokens).logits * 2}, tokens=tokens)
+    with pytest.raises(twinlens.TwinlensError, match="patch"):
+        twinlens.compare(model, seen, tokens=tokens).fix()
