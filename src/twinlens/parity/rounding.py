@@ -10,7 +10,7 @@ from torch import Tensor
 from twinlens import bits
 from twinlens.ops.attention import UNREACHED
 from twinlens.parity.changes import Variant
-from twinlens.parity.merged import Merged, Noise, Oracle, Rows
+from twinlens.parity.merged import Merged, Noise, Rows
 from twinlens.sites import axes
 
 WIDE = 3.0
@@ -140,6 +140,3 @@ def _coarser(a: torch.dtype, b: torch.dtype) -> torch.dtype:
         key=lambda t: torch.finfo(t).eps,
         default=torch.float32,
     )
-
-
-__all__ = ["TIGHT", "WIDE", "Oracle", "Ratio", "Scale", "by_rows", "difference", "equal", "masked", "same_width"]
