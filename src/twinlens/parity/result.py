@@ -77,7 +77,7 @@ class Result:
     causes: list[Cause] = field(default_factory=list[Cause])
     orders: list[Order] = field(default_factory=list[Order])
     gauges: list[str] = field(default_factory=list[str])
-    """Changes of tensors that change no function; none are looked for yet."""
+    """Changes of tensors that change no function, in words."""
     flips: int = 0
     """Experts that were swapped within their router's rounding; no family here has experts yet."""
     unexplained: list[Unexplained] = field(default_factory=list[Unexplained])
