@@ -4,7 +4,7 @@ from __future__ import annotations
 
 NAMED: dict[str, str] = {}
 
-MENDED: dict[str, str] = NAMED | {}
+MENDED: dict[str, str] = {**NAMED}
 
 SUBLAYERS: dict[str, str] = {
     "llama: scale 1 % in bfloat16": "seen through what follows, no more than a constant that is rounded to bfloat16",

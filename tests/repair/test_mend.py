@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import twinlens
 from tests.tiny import random_tokens, tiny_gpt2, tiny_llama
@@ -44,6 +45,11 @@ def tied(model: Any) -> None:
     model.lm_head.weight = model.model.embed_tokens.weight
 
 
+def norm(model: Any) -> None:
+    """What attention reads is the residual stream, which others read as it is."""
+    model.model.layers[1].input_layernorm = nn.Identity()
+
+
 def code(model: Any) -> None:
     """A ReLU that no attribute holds."""
     for x in model.model.layers:
@@ -65,6 +71,7 @@ def order(model: Any) -> None:
         (tiny_llama, rows, "mlp.up_proj.weight: "),
         (tiny_gpt2, thirds, "attn.c_attn.weight: "),
         (tiny_llama, tied, "lm_head.weight: a parameter of its own"),
+        (tiny_llama, norm, "ln1."),
         (tiny_llama, code, "mlp.hook_post: computed as "),
     ],
 )

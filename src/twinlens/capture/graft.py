@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from twinlens.capture.align import align
+from twinlens.capture.align import Aligner, align
 from twinlens.capture.calling import Call, invoke, logits_of
 from twinlens.capture.graph import Graph
 from twinlens.capture.placement import Placement, sizes_of
@@ -133,14 +133,20 @@ class _Run:
     ) -> None:  # fmt: skip
         self.spec, self.placement, self.tokens, self.mask = spec, placement, tokens, mask
         self.sizes = sizes_of(spec.shape, tokens)
-        functions: dict[int, Replacement] = {
-            placement.graph.nodes[node].key: self._function(site, value, node)
-            for site, value in replacements.items()
-            if site in placement.places
-            for node in copies(placement, site)
-        }
-        self.tracer = Tracer(module, tokens, mask, placement.keys(), functions)
-        self.expected = set(functions)
+        functions, fed = dict[int, Replacement](), dict[int, tuple[int, Replacement]]()
+        nodes = placement.graph.nodes
+        for site, value in replacements.items():
+            if site not in placement.places:
+                continue
+            earlier, readers = _before(spec, placement, site), _readers(spec, placement, site)
+            if earlier and readers:
+                function = self._function(site, value, placement.places[site].node, earlier)
+                fed |= {nodes[r].key: (placement.key(site), function) for r in readers}
+                continue
+            for node in copies(placement, site):
+                functions[nodes[node].key] = self._function(site, value, node)
+        self.tracer = Tracer(module, tokens, mask, placement.keys(), functions, fed)
+        self.expected = {*functions, *fed}
         self.visible = all(site in placement.places for site in replacements)
 
     def __call__(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -152,9 +158,10 @@ class _Run:
         """Whether every site was met, so that its value was replaced."""
         return self.visible and not self.expected - self.tracer.replaced
 
-    def _function(self, site: str, value: Value, node: int) -> Replacement:
+    def _function(self, site: str, value: Value, node: int, earlier: Collection[str] = ()) -> Replacement:
         place, key = self.placement.places[site], self.placement.graph.nodes[node].key
-        keys = {s: self.placement.key(s) for s, p in self.placement.places.items() if p.node != place.node}
+        places = self.placement.places
+        keys = {s: self.placement.key(s) for s, p in places.items() if p.node != place.node or s in earlier}
 
         def replaced(tensors: Mapping[int, Tensor]) -> Tensor:
             found = {
@@ -169,6 +176,32 @@ class _Run:
         slots = torch.arange(p, device=self.tokens.device)
         mask = torch.ones_like(self.tokens) if self.mask is None else self.mask.long()
         return {"tokens": self.tokens, "positions": slots.expand(b, p), "mask": mask, "slots": slots}
+
+
+def _before(spec: Spec, placement: Placement, site: str) -> list[str]:
+    """Sites before this one that are the same tensor, though the step that writes it does more than hand them on.
+
+    A norm that is left out gives what it was given: the residual stream, which others read as it is.
+    """
+    if Aligner.is_copy(spec.at[site]):
+        return []
+    node, order = placement.places[site].node, spec.sites
+    return [s for s in order[: order.index(site)] if s in placement.places and placement.places[s].node == node]
+
+
+def _readers(spec: Spec, placement: Placement, site: str) -> list[int]:
+    """The nodes that read a site's tensor on the way to the sites that are computed from it."""
+    graph, node, after = placement.graph, placement.places[site].node, list[int]()
+    pending = [s.writes for s in spec.readers.get(site, ())]
+    while pending:
+        at = pending.pop()
+        place = placement.places.get(at)
+        if place is not None and place.node != node:
+            after.append(place.node)
+        else:  # hidden, or handed on as it is
+            pending.extend(s.writes for s in spec.readers.get(at, ()))
+    above = graph.above(after)
+    return [r for r in graph.readers[node] if r in above]
 
 
 def copies(placement: Placement, site: str) -> list[int]:

@@ -25,6 +25,18 @@ def _collect(tree: Any, found: list[Tensor]) -> None:
             _collect(item, found)
 
 
+def exchanged(tree: Any, these: list[Tensor], by: Tensor) -> Any:
+    """The same arguments with another tensor wherever one of these stands."""
+    if isinstance(tree, Tensor):
+        return by if any(tree is t for t in these) else tree
+    if isinstance(tree, dict):
+        items: dict[Any, Any] = tree  # pyright: ignore[reportUnknownVariableType]  # whatever somebody's call was given
+        return {name: exchanged(value, these, by) for name, value in items.items()}
+    if type(tree) in (tuple, list):
+        return type(tree)(exchanged(value, these, by) for value in tree)
+    return tree
+
+
 def form(arguments: Any) -> str:
     """What kinds of arguments a call had: numbers only as numbers, since they vary with the shape of the tokens."""
     return ",".join([_FORMS.get(type(a)) or _form_of(a) for a in arguments])

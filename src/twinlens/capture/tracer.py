@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from twinlens.capture.calling import Call, invoke
 from twinlens.capture.graph import ALIAS, LEAF, Graph, Node
-from twinlens.capture.memory import form, memory_of, overlap, tensors, written_by
+from twinlens.capture.memory import exchanged, form, memory_of, overlap, tensors, written_by
 from twinlens.capture.patched import asked
 from twinlens.errors import CaptureError
 
@@ -43,17 +43,18 @@ class Tracer(TorchFunctionMode):
     """Sees every torch call of one run.
 
     `keep`: keys of the nodes whose tensors stay (default: all). `replace`: by key, functions from the
-    tensors kept so far, by key, and the node's own, to the one that takes its place.
+    tensors kept so far, by key, and the node's own, to the one that takes its place. `feed`: by the key of a
+    node that reads it, such a function for one of its inputs, by that one's key; other readers see it as it is.
     """
 
     def __init__(
         self, module: nn.Module, tokens: Tensor, mask: Tensor | None, keep: frozenset[int] | None = None,
-        replace: Mapping[int, Replacement] | None = None,
+        replace: Mapping[int, Replacement] | None = None, feed: Mapping[int, tuple[int, Replacement]] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.nodes: list[Node] = []
         self.given = (tokens, mask)
-        self._keep, self._replace = keep, replace or {}
+        self._keep, self._replace, self._feed = keep, replace or {}, feed or {}
         self._owners = _owners(module)
         self._where: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._storages: dict[int, list[weakref.ref[Tensor]]] = {}
@@ -106,6 +107,8 @@ class Tracer(TorchFunctionMode):
             return func(*args, **kwargs)
         inputs = tuple([self._node(t) for t in tensors(args, kwargs)])
         self._form = form(args[1:])
+        if self._feed:
+            args, kwargs = self._fed(name, inputs, args, kwargs)
         targets = written_by(name, args, kwargs)
         if targets:
             return self._mutation(func, name, args, kwargs, inputs, targets)
@@ -137,7 +140,7 @@ class Tracer(TorchFunctionMode):
             out = self._replace[key](self._kept | {key: out})
             self.replaced.add(key)
         kept = self._keep is None or key in self._keep
-        if kept and self._replace:
+        if kept and (self._replace or self._feed):
             self._kept[key] = out
         nodes = self.nodes
         descends = tokens or any(nodes[i].tokens for i in inputs)
@@ -145,6 +148,19 @@ class Tracer(TorchFunctionMode):
         self.nodes.append(Node(index, name, inputs, slot, owner, descends, value, key))
         self._register(out, index)
         return out
+
+    def _fed(self, name: str, inputs: tuple[int, ...], args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The arguments of a call, with another tensor for one of them where the call is one that shall read it."""
+        plain = hash((name, 0, None, self._form, *[self.nodes[i].key for i in inputs]))  # as `_key` has it
+        times = self._times.get(plain, 0)
+        reader = plain if times == 0 else hash((plain, times))
+        if reader not in self._feed:
+            return args, kwargs
+        key, other = self._feed[reader]
+        given = [t for t in tensors(args, kwargs) if self.nodes[self._node(t)].key == key]
+        value = other(self._kept | {key: given[0]})
+        self.replaced.add(reader)
+        return exchanged(args, given, value), exchanged(kwargs, given, value)
 
     def _key(self, name: str, inputs: tuple[int, ...], slot: int, owner: str | None) -> int:
         nodes = self.nodes
