@@ -57,10 +57,18 @@ class Aligner:
             if held and role(step) != "lookup":
                 self._product(step, held)
         ahead = Lookahead(self)
+        idle = self._idle()
         for step in self.spec.steps:
-            if step.writes not in self.places:
+            if step.writes not in self.places and step.writes not in idle:
                 self._walk(step, ahead)
         return Placement(self.graph, self._ordered(), self._anchors(), self._unseen())
+
+    def _idle(self) -> set[str]:
+        """Sites inside layers of which no weight is used: what is like them belongs to the layers around."""
+        ran = {names.split(s.writes)[0] for s in self.spec.steps if self.anchors.of(s)}
+        ends = {"hook_resid_pre", "hook_resid_post"}
+        within = {s: names.split(s) for s in self.spec.sites}
+        return {s for s, (layer, name) in within.items() if layer is not None and layer not in ran and name not in ends}
 
     def put(self, site: str, node: int, layout: Layout, evidence: str) -> None:
         """Place a site."""

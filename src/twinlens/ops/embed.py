@@ -47,7 +47,7 @@ class PositionEmbed(Op):
 class Branch(Op):
     """What a block adds to the residual stream: factor · y (Granite's residual_multiplier)."""
 
-    factor: float = number(1.0, parameter="residual.scale", within=FACTOR)
+    factor: float = number(1.0, parameter="residual.scale", within=FACTOR, natural=(0.0, 1.0))
 
     def __call__(self, y: Float[Tensor, "b p d"]) -> Float[Tensor, "b p d"]:
         return y if isinstance(self.factor, float) and self.factor == 1.0 else y * self.factor
