@@ -12,6 +12,21 @@ from twinlens.errors import InputError
 from twinlens.sites import INPUTS
 from twinlens.spec import Shape, Spec
 
+
+def given(tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> dict[str, Tensor]:
+    """The sites `tokens`, `positions`, `mask` [b p] and `slots` [p] of one call without a cache.
+
+    Positions count from 0 whatever the mask says, as transformers does in a plain forward.
+    """
+    slots = torch.arange(tokens.shape[1], device=tokens.device)
+    return {
+        "tokens": tokens.long(),
+        "positions": slots.expand_as(tokens) if positions is None else positions.long().to(tokens.device),
+        "mask": torch.ones_like(tokens).long() if mask is None else mask.long().to(tokens.device),
+        "slots": slots,
+    }
+
+
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -23,26 +38,17 @@ def prepare(
 ) -> dict[str, Tensor]:
     """The sites `tokens`, `positions`, `mask` [b p] and `slots` [p] of one call without a cache.
 
-    Positions count from 0 whatever the mask says, as transformers does in a plain forward; a spec's
-    own changes (`spec.inputs`) come last.
+    Checked; a spec's own changes (`spec.inputs`) come last.
 
     Raises:
         InputError: tokens are empty, no ids of the vocabulary or too long; the mask or positions
             have another shape.
     """
     _check_tokens(spec.shape, tokens)
-    b, p = tokens.shape
-    slots = torch.arange(p, device=tokens.device)
-    mask = torch.ones_like(tokens) if attention_mask is None else attention_mask
-    at = slots[None].expand(b, p) if positions is None else positions
-    for name, given in (("attention_mask", mask), ("positions", at)):
-        _check_beside(name, given, (b, p))
-    values = {
-        "tokens": tokens.long(),
-        "positions": at.long().to(tokens.device),
-        "mask": mask.long().to(tokens.device),
-        "slots": slots,
-    }
+    for name, beside in (("attention_mask", attention_mask), ("positions", positions)):
+        if beside is not None:
+            _check_beside(name, beside, tuple(tokens.shape))
+    values = given(tokens, attention_mask, positions)
     _check_positions(spec.shape, values["positions"])
     return values | {name: evaluate(text, values, name) for name, text in spec.inputs}
 
@@ -66,7 +72,7 @@ def _check_tokens(shape: Shape, tokens: object) -> None:
         )
 
 
-def _check_beside(name: str, given: Tensor, shape: tuple[int, int]) -> None:
+def _check_beside(name: str, given: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(given.shape) != shape:
         raise InputError(f"{name} has the shape {list(given.shape)}; give that of the tokens, {list(shape)}.")
 

@@ -19,8 +19,8 @@ from tests.capture.faults import Candidate, build, planted
 from tests.capture.ports import ports
 from twinlens import sites as names
 from twinlens.capture import Graph, Placement, align, trace
-from twinlens.capture.align import inputs_of
 from twinlens.capture.recorder import probe
+from twinlens.inputs import given
 from twinlens.sites import split
 from twinlens.spec import Spec, evaluate
 
@@ -54,7 +54,7 @@ def row(c: Candidate) -> Row:
     tokens, _ = probe(c.spec, None)
     graph = trace(c.module, tokens)
     placement = align(graph, c.spec, c.weights.__getitem__)
-    truth = evaluate(c.truth.steps, inputs_of(graph), c.truth_weights.__getitem__, keep=c.truth.sites)
+    truth = evaluate(c.truth.steps, given(graph.tokens, graph.mask), c.truth_weights.__getitem__, keep=c.truth.sites)
     check_truth(c, graph[graph.logits], truth["logits"])
     return judged(c.name, graph, placement, c.spec, truth, c.absent)
 

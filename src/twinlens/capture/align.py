@@ -21,6 +21,7 @@ from twinlens.capture.settling import multiplies, settled, unwidened
 from twinlens.capture.uses import MOVES, added, root
 from twinlens.capture.values import near
 from twinlens.errors import CaptureError
+from twinlens.inputs import given
 from twinlens.ops import Add, Branch, Part
 from twinlens.spec import Spec, Step, Weights, evaluate
 
@@ -44,7 +45,7 @@ class Aligner:
         self.anchors: Anchors = Numbering(graph, spec, weights).anchors()
         self.own = OwnWeights(graph, spec, weights, self.anchors)
         self.places: dict[str, Place] = {}
-        self.values: dict[str, Tensor] = inputs_of(graph)
+        self.values: dict[str, Tensor] = given(graph.tokens, graph.mask)
         self.operands: dict[str, Place] = {}
         """Sites that a placed product reads: known even where nothing replays to them."""
         self.product_nodes = {step.writes: [h.use.out for h in self.anchors.of(step)] for step in spec.steps}
@@ -282,11 +283,3 @@ class Aligner:
 def is_cut(step: Step) -> bool:
     """A step that takes a part of what it reads: any other part would be a tensor of the call as well."""
     return isinstance(step.op, Part)
-
-
-def inputs_of(graph: Graph) -> dict[str, Tensor]:
-    """What the model was given, under the names of `sites.INPUTS`."""
-    tokens = graph.tokens
-    slots = torch.arange(tokens.shape[1], device=tokens.device)
-    mask = torch.ones_like(tokens) if graph.mask is None else graph.mask.long()
-    return {"tokens": tokens, "positions": slots.expand_as(tokens), "mask": mask, "slots": slots}

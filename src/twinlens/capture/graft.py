@@ -17,6 +17,7 @@ from twinlens.capture.placement import Placement, sizes_of
 from twinlens.capture.recorder import PROBE_LENGTH, probe
 from twinlens.capture.tracer import Replacement, Tracer
 from twinlens.errors import CaptureError
+from twinlens.inputs import given
 from twinlens.spec import Spec, Weights
 
 Value = Callable[[Mapping[str, Tensor]], Tensor]
@@ -167,15 +168,9 @@ class _Run:
             found = {
                 s: self.placement.places[s].layout.ours(tensors[k], self.sizes) for s, k in keys.items() if k in tensors
             }
-            return place.layout.theirs(value({**found, **self._given()}), tensors[key])
+            return place.layout.theirs(value({**found, **given(self.tokens, self.mask)}), tensors[key])
 
         return replaced
-
-    def _given(self) -> dict[str, Tensor]:
-        b, p = self.tokens.shape
-        slots = torch.arange(p, device=self.tokens.device)
-        mask = torch.ones_like(self.tokens) if self.mask is None else self.mask.long()
-        return {"tokens": self.tokens, "positions": slots.expand(b, p), "mask": mask, "slots": slots}
 
 
 def _before(spec: Spec, placement: Placement, site: str) -> list[str]:

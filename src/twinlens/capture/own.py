@@ -13,6 +13,9 @@ from twinlens.capture.matching import role
 from twinlens.capture.uses import Use, added, root
 from twinlens.spec import Spec, Step, Weight, Weights
 
+_BLOCK = 4096
+"""Rows of a table that are compared at once."""
+
 
 def covers(held: Iterable[Held], rows: int) -> bool:
     """Whether the uses together hold every row once."""
@@ -93,7 +96,7 @@ class OwnWeights:
         leaf, own = root(self.graph, use.constant), None
         if leaf.owner is not None and leaf.value is not None and leaf.value.numel() == reference.numel():
             own = leaf.value.reshape(reference.shape)
-        if _close(constant, offset + reference.float()):
+        if _close(constant, reference, offset=offset):
             return own if own is not None and torch.equal(own, reference) else reference
         if own is not None:
             return own
@@ -104,9 +107,16 @@ def _unscaled(table: Tensor, reference: Tensor, step: Step) -> Tensor:
     """An embedding table whose factor was multiplied in beforehand holds the checkpoint's table."""
     factor = float(vars(step.op).get("factor", 1.0))
     folded = factor != 1.0 and table.shape == reference.shape
-    return reference if folded and _close(table, factor * reference.float()) else table
+    return reference if folded and _close(table, reference, factor=factor) else table
 
 
-def _close(x: Tensor, y: Tensor) -> bool:
-    """Equal but for the rounding of one multiplication or sum."""
-    return torch.allclose(x.float(), y, rtol=1e-6 if x.dtype == torch.float32 else 1e-2, atol=0.0)
+def _close(x: Tensor, reference: Tensor, *, factor: float = 1.0, offset: float = 0.0) -> bool:
+    """Whether x is offset + factor · reference but for the rounding of one multiplication or sum.
+
+    In blocks of rows: an embedding of 256,000 rows fills memory several times over otherwise.
+    """
+    if x.numel() != reference.numel():
+        return False
+    rtol = 1e-6 if x.dtype == torch.float32 else 1e-2
+    blocks = zip(x.reshape(reference.shape).split(_BLOCK), reference.split(_BLOCK), strict=True)
+    return all(torch.allclose(a.float(), offset + factor * b.float(), rtol=rtol, atol=0.0) for a, b in blocks)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from twinlens.errors import RecordingError
+from twinlens.inputs import given
 from twinlens.ops import Add, Embed, Normalize, Project
 from twinlens.parity.rounding import by_rows
 from twinlens.recording import Recording
@@ -48,8 +49,7 @@ class _Point:
 class _Seen:
     def __init__(self, spec: Spec, weights: Weights, recording: Recording) -> None:
         call = recording.calls[0]
-        slots = torch.arange(call.tokens.shape[1], device=call.tokens.device)
-        self.given = {"tokens": call.tokens, "positions": call.positions, "mask": call.mask, "slots": slots}
+        self.given = given(call.tokens, call.mask, call.positions)
         self.spec, self.mask, self.sites = spec, call.mask, call.sites
         self.weights: Weights = lambda name: weights(name).detach()
         self.visible = [s for s in spec.sites if s in call.sites]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from twinlens.errors import ComparisonError
+from twinlens.inputs import given
 from twinlens.parity import gauges
 from twinlens.parity.agreement import Agreement
 from twinlens.parity.changes import Use, Variant
@@ -41,14 +42,8 @@ class Side:
     def of(cls, recording: Recording, weights: Weights) -> Side:
         """The first call of a recording."""
         call = recording.calls[0]
-        length = call.tokens.shape[1]
-        given = {
-            "tokens": call.tokens,
-            "positions": call.positions,
-            "mask": call.mask,
-            "slots": torch.arange(length, device=call.tokens.device),
-        }
-        sites = {name: tensor.detach() for name, tensor in {**call.sites, **given}.items()}
+        inputs = given(call.tokens, call.mask, call.positions)
+        sites = {name: tensor.detach() for name, tensor in {**call.sites, **inputs}.items()}
         own = {name: tensor.detach() for name, tensor in recording.weights.items()}
         return cls(sites, own, recording.weights_equal)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from twinlens import sites as names
 from twinlens.capture import Anchor, Placement, capture, graft, placed
 from twinlens.fields import kind_of, kinds
+from twinlens.inputs import given
 from twinlens.ops import Op
 from twinlens.parity.changes import SetField, Variant
 from twinlens.parity.rounding import difference
@@ -207,13 +208,7 @@ class Mender:
         graph, self.placement = capture(
             self.module, self.spec, self.weights, self.tokens, mask=self.mask, call=self.call, placement=self.placement
         )
-        return {**self._given(), **dict(self.placement.reads(graph, self.spec.shape))}
-
-    def _given(self) -> dict[str, Tensor]:
-        b, p = self.tokens.shape
-        slots = torch.arange(p, device=self.tokens.device)
-        mask = torch.ones_like(self.tokens) if self.mask is None else self.mask
-        return {"tokens": self.tokens, "positions": slots.expand(b, p), "mask": mask, "slots": slots}
+        return {**given(self.tokens, self.mask), **dict(self.placement.reads(graph, self.spec.shape))}
 
     def _native(self, site: str, found: Mapping[str, Tensor], others: Sequence[Instruction] = ()) -> Tensor:
         as_is = [SetField(o.sites, o.name, read(o.candidate)) for o in others if o.what == "field"]
