@@ -67,6 +67,20 @@ def numbers(steps: Iterable[Step]) -> list[Number]:
     ]
 
 
+def alike(steps: Iterable[Step]) -> list[Number]:
+    """Each number that several of some steps have alike, as one number: a constant of the code is one everywhere."""
+    groups: dict[tuple[str, str, float | None], list[Number]] = {}
+    steps = tuple(steps)
+    at = {s.writes: s for s in steps}
+    for n in numbers(steps):
+        groups.setdefault((type(at[n.site].op).__name__, n.name, n.value), []).append(n)
+    return [
+        Number(tuple(s for n in like for s in n.sites), like[0].name, like[0].kind, like[0].value)
+        for like in groups.values()
+        if len(like) > 1
+    ]
+
+
 class Fit:
     """A merged step's own value on some rows, against the oracle as a function of its numbers."""
 

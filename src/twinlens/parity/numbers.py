@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from twinlens.parity.changes import Leave, SetField, Variant, slot
+from twinlens.parity.changes import Change, Leave, SetField, Variant, slot
 from twinlens.parity.closed_form import closed_form
-from twinlens.parity.fit import Fit, Fitted, Number, interval, numbers
+from twinlens.parity.fit import Fit, Fitted, Number, alike, interval, numbers
 from twinlens.parity.merged import Rows
 from twinlens.parity.rounding import Scale
 from twinlens.parity.score import MOSTLY, REDUNDANT, Found, Scorer
+from twinlens.spec import Step
 
 _SMALL_ROWS = (3, 9, 33)
 """Angles are fitted on so many positions first: each time three times as far, so that no turn is skipped."""
@@ -63,6 +65,33 @@ class Numbers:
             if self.scorer.is_explained(best.score):
                 return best
         return self._jointly(fit, free, start) or (best if chosen else None)
+
+    def everywhere(self, start: Found) -> Found | None:
+        """One number, changed wherever it stands with the value that it has, if that explains the step; with a name."""
+        steps = start.variant.steps(self.merged.steps)
+        taken = {(s, c.name) for c in start.variant.changes if isinstance(c, SetField) for s in c.sites}
+        free = [n for n in alike(steps) if not taken.intersection((s, n.name) for s in n.sites)]
+        step = self._next_number(self.fit(start.variant), [], free, start) if free else None
+        if step is None or not self.scorer.is_explained(step[1].score) or not step[1].names:
+            return None
+        return self._apart(step[1], steps)
+
+    @staticmethod
+    def _apart(found: Found, steps: Sequence[Step]) -> Found:
+        """A number of many steps as one change of each."""
+        changes = list[Change]()
+        intervals, names = dict(found.intervals), dict(found.names)
+        each = {(n.site, n.name): n.sites for n in numbers(steps)}
+        for change in found.variant.changes:
+            if not isinstance(change, SetField):
+                changes.append(change)
+                continue
+            for tied in (sites for (site, name), sites in each.items() if name == change.name and site in change.sites):
+                changes.append(SetField(tied, change.name, change.value))
+                new, old = slot(changes[-1]), slot(change)
+                intervals |= {new: intervals[old]} if old in intervals else {}
+                names |= {new: names[old]} if old in names else {}
+        return replace(found, variant=Variant(tuple(changes)), intervals=intervals, names=names)
 
     def renamed(self, found: Found) -> Found:
         """With a number that has a name in the place of one that acts alike here and has none.

@@ -56,7 +56,7 @@ class Search:
             return start
         if not thorough:
             return self.numbers.sharp(self.numbers.fewest(start))
-        found = self._compound()
+        found = self._compound() or self.numbers.everywhere(start)
         if found is not None:
             return found
         singles = self._singles([start, *like[:1]], self._hypotheses)
