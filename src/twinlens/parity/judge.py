@@ -11,7 +11,7 @@ from torch import Tensor
 
 from twinlens.errors import ComparisonError
 from twinlens.inputs import given
-from twinlens.parity import gauges
+from twinlens.parity import gauges, weighing
 from twinlens.parity.agreement import Agreement
 from twinlens.parity.changes import Use, Variant
 from twinlens.parity.examine import Examiner
@@ -137,7 +137,7 @@ class Judge:
     def _examine_candidate(
         self, spec: Spec, same: Mapping[str, bool], result: Result
     ) -> tuple[dict[str, Examination], dict[str, Tensor]]:
-        examiner = Examiner(spec, self.candidate.own, self.candidate.known)
+        examiner = Examiner(spec, self.candidate.own, weighing.everywhere(spec, self.candidate.known))
         examined: dict[str, Examination] = {}
         natives: dict[str, Tensor] = {}
         steps = list(merge(spec, self.candidate.sites, self.weights, self.meter))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from twinlens.ops import Normalize, NormWeight, Project, Unembed
+from twinlens.ops import Embed, Normalize, NormWeight, PositionEmbed, Project, Unembed
 from twinlens.parity.changes import Use
 from twinlens.parity.merged import Merged
 from twinlens.parity.weighing import is_copy, pattern
@@ -20,8 +20,9 @@ _KNOWN = 1e-5
 
 
 def solved(merged: Merged, native: Tensor, mask: Tensor, known: frozenset[str]) -> Iterator[tuple[Use, ...]]:
-    """What may have become of the last product's weight and bias."""
+    """What may have become of the last product's weight and bias, and of tables that ids are looked up in."""
     steps = [s for s in merged.steps if not is_copy(s)]
+    yield from _looked_up(merged, native, mask, known)
     norms = 0
     while norms < len(steps) - 1 and isinstance(steps[-1 - norms].op, Normalize | NormWeight):
         norms += 1
@@ -37,7 +38,7 @@ def solved(merged: Merged, native: Tensor, mask: Tensor, known: frozenset[str]) 
             yield from _behind_norm(merged, step, y, n)
         return
     yield from _permuted(merged, step, y, n)
-    if len(merged.steps) == 1 and name not in known:
+    if name not in known:
         yield from whole(merged, step, mask)
     yield from _bias(merged, step, y - n)
     if name not in known:
@@ -105,27 +106,70 @@ def _use(merged: Merged, step: Step, argument: str, weight: Weight, view: Tensor
 
 
 def whole(merged: Merged, step: Step, mask: Tensor) -> Iterator[tuple[Use, ...]]:
-    """The weight that maps what the step read to what it gave, where more rows were seen than it has columns."""
+    """The weight that maps what the step read to what it gave, where more rows were seen than it has columns.
+
+    What it read is computed where it is hidden. A norm's weight before it could do the same to all rows, so that only
+    a few rows are then the product's.
+    """
     arguments = dict(step.weights)
     weight = merged.weights(arguments["W"].name)
-    x = merged.sites[step.reads[0]].flatten(2)[mask.bool()].double()
-    y = merged.value.flatten(2)[mask.bool()].double()
-    if len(x) < 1.2 * x.shape[1] or x.shape[1] > 1024 or not isinstance(step.op, Project):
+    read = step.reads[0]
+    hidden = read not in merged.reads
+    x = (merged.plain()[read] if hidden else merged.sites[read]).flatten(2)[mask.bool()].double()
+    y = _product(step, merged.value.flatten(2)[mask.bool()].double())
+    if len(x) < 1.2 * x.shape[1] or x.shape[1] > 1024 or y is None:
         return
     b = merged.weights(arguments["b"].name).double() if "b" in arguments else 0.0
     solution = torch.linalg.lstsq(x, y - b).solution
-    if float((x @ solution + b - y).norm()) > 1e-4 * float(y.norm()):
-        return
     view = arguments["W"].view(weight).clone()
     rows = (solution.T - view.double()).norm(dim=1) > 1e-3 * view.double().norm(dim=1)
+    left = (x @ solution + b - y).norm(dim=0) > 1e-4 * y.norm(dim=0)
+    if bool(left[rows].any()) or not bool(rows.any()) or (hidden and int(rows.sum()) > len(rows) // 4):
+        return
     view[rows] = _snapped(solution.T[rows], weight.double().flatten()).to(view.dtype)
     yield (_use(merged, step, "W", arguments["W"], view),)
 
 
+def _product(step: Step, y: Tensor) -> Tensor | None:
+    """A product before its cap and its factor; None where the cap leaves nothing of it."""
+    op = step.op
+    if not isinstance(op, Unembed):
+        return y
+    if op.softcap is not None:
+        y = torch.atanh(y / op.softcap) * op.softcap
+    return y / op.factor if bool(torch.isfinite(y).all()) else None
+
+
+def _looked_up(merged: Merged, native: Tensor, mask: Tensor, known: frozenset[str]) -> Iterator[tuple[Use, ...]]:
+    """Rows of a table: each error is the same wherever an id stands, and most ids have none."""
+    real = mask.bool()
+    if native.shape != merged.value.shape or native.ndim != 3:
+        return
+    error = (merged.value.double() - native.double())[real]
+    far = error.norm(dim=1) > _MOVED * native.double()[real].norm(dim=1)
+    for step in merged.steps:
+        weight = dict(step.weights).get("W")
+        if weight is None or weight.name in known or not isinstance(step.op, Embed | PositionEmbed):
+            continue
+        table = merged.weights(weight.name)
+        ids = merged.sites[step.reads[0]][real]
+        if isinstance(step.op, PositionEmbed):
+            ids = (ids + step.op.offset).clamp(0, len(table) - 1)
+        wrong = ids[far].unique()
+        if table.ndim != 2 or error.shape[1] != table.shape[1] or not 0 < len(wrong) <= len(ids.unique()) // 2:
+            continue
+        factor = step.op(merged.sites[step.reads[0]], torch.ones_like(table[:, :1]))[real][:1].double()
+        ours = table.clone()
+        for i in wrong.tolist():
+            ours[i] = (table[i].double() + error[ids == i].mean(0) / factor[0]).to(table.dtype)
+        yield (_use(merged, step, "W", weight, weight.view(ours)),)
+
+
 def _snapped(found: Tensor, known: Tensor) -> Tensor:
-    """Entries that were moved from elsewhere in the weight, to the bit."""
+    """Rows of which every entry was moved from elsewhere in the weight, to the bit."""
     ordered = known.sort().values
-    at = torch.searchsorted(ordered, found).clamp(1, len(ordered) - 1)
+    at = torch.searchsorted(ordered, found.contiguous()).clamp(1, len(ordered) - 1)
     low, high = ordered[at - 1], ordered[at]
     near = torch.where((found - low).abs() < (high - found).abs(), low, high)
-    return torch.where((near - found).abs() <= 1e-5 * found.abs().clamp_min(1e-8), near, found)
+    same = (near - found).abs() <= 1e-5 * found.abs().clamp_min(1e-8)
+    return torch.where(same.all(1, keepdim=True), near, found)  # one entry is like some other by chance

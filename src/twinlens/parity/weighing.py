@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -103,6 +104,12 @@ def same_kind(spec: Spec, name: str) -> list[str]:
     return [name]
 
 
+def everywhere(spec: Spec, names: frozenset[str]) -> frozenset[str]:
+    """Names that one step uses: of a tied weight that was seen in one place the other may hold another tensor."""
+    uses = Counter(w.name for s in spec.steps for _, w in s.weights)
+    return frozenset(n for n in names if uses[n] <= 1)
+
+
 def unseen(merged: Merged, spec: Spec, own: dict[str, Tensor], known: frozenset[str]) -> Iterator[Use]:
     """What may have become of weights that nobody saw: another layer's, transposed, a bias dropped."""
     for step in merged.steps:
@@ -114,6 +121,10 @@ def unseen(merged: Merged, spec: Spec, own: dict[str, Tensor], known: frozenset[
             tensor = merged.weights(weight.name)
             if argument == "b":
                 yield Use(step.writes, "b", None, weight.name, "missing")
+            if argument == "w":
+                for same, words in ((torch.ones_like(tensor), "all ones"), (torch.zeros_like(tensor), "all zeros")):
+                    if not torch.equal(same, tensor):
+                        yield Use(step.writes, argument, same, weight.name, words, weight.name)
             if tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]:
                 yield Use(step.writes, argument, tensor.T, weight.name, "transposed", weight.name)
             for other in (*same_kind(spec, weight.name), *_outside(spec, step)):
