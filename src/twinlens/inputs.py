@@ -16,12 +16,13 @@ from twinlens.spec import Shape, Spec
 def given(tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> dict[str, Tensor]:
     """The sites `tokens`, `positions`, `mask` [b p] and `slots` [p] of one call without a cache.
 
-    Positions count from 0 whatever the mask says, as transformers does in a plain forward.
+    Positions count from 0 whatever the mask says, as transformers does in a plain forward. They are made of the shape
+    of the tokens alone: what is captured while this runs must not take them for something that tokens decide.
     """
     slots = torch.arange(tokens.shape[1], device=tokens.device)
     return {
         "tokens": tokens.long(),
-        "positions": slots.expand_as(tokens) if positions is None else positions.long().to(tokens.device),
+        "positions": slots.expand(tokens.shape) if positions is None else positions.long().to(tokens.device),
         "mask": torch.ones_like(tokens).long() if mask is None else mask.long().to(tokens.device),
         "slots": slots,
     }

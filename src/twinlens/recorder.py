@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from twinlens.capture import record
+from twinlens.capture import Placement, record
 from twinlens.checkpoint import from_module, open_checkpoint
 from twinlens.errors import TwinlensError
 from twinlens.families import declare
@@ -37,13 +37,10 @@ def run(job: dict[str, Any]) -> None:
     say(progress=f"building {source.kind}:{Path(source.path).name}")
     built = build(source)
     spec, weights = declaration(source.path, built.module, source.options)
-    words: list[str] = []
-    if job.get("mend"):
-        words, spec = mended(job, built, spec, weights, tokens, mask)
+    words, placement = mended(job, built, weights, tokens, mask) if job.get("mend") else ([], None)
+    about = {**built.about, "mended": words}
     say(progress="recording")
-    made = record(
-        built.module, spec, weights, tokens, mask=mask, call=built.call, about={**built.about, "mended": words}
-    )
+    made = record(built.module, spec, weights, tokens, mask=mask, call=built.call, about=about, placement=placement)
     made.config = dict(built.config or {})
     made.checkpoint = hashed(built.checkpoint)
     say(progress="writing")
@@ -67,17 +64,18 @@ def declaration(path: str, module: torch.nn.Module, options: dict[str, str]) -> 
 
 
 def mended(
-    job: dict[str, Any], built: Any, spec: Spec, weights: Weights, tokens: torch.Tensor, mask: torch.Tensor | None
-) -> tuple[list[str], Spec]:
-    """Apply the instructions under the reference's steps."""
+    job: dict[str, Any], built: Any, weights: Weights, tokens: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[list[str], Placement | None]:
+    """Apply the instructions under the reference's steps: what was done, and where the sites still are."""
     from twinlens.repair.instructions import from_json
     from twinlens.repair.mend import Mender
     from twinlens.text import parse_spec
 
     say(progress="mending")
     reference = parse_spec(job["spec"])
-    done = Mender(built.module, reference, weights, tokens, mask, built.call)(from_json(job["mend"]))
-    return done.words, spec
+    mender = Mender(built.module, reference, weights, tokens, mask, built.call)
+    these = from_json(job["mend"])
+    return mender(these).words, mender.kept(these)
 
 
 def main() -> int:

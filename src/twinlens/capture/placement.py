@@ -70,6 +70,10 @@ class Placement:
             for site in spec.sites
         }
 
+    def is_sure(self, spec: Spec) -> bool:
+        """Whether no site is missing or provisional, so that a module that was mended shows no more than this."""
+        return set(self.evidence(spec).values()) <= {"weight", "replay", "weight+replay", "hidden"}
+
     def of(self, graph: Graph) -> Placement:
         """The same places in a graph that repeats this one, with its own constants."""
         theirs, own = ({node.owner: node.value for node in g.nodes if node.owner} for g in (self.graph, graph))

@@ -115,8 +115,7 @@ def _remember(module: nn.Module, spec: Spec, placement: Placement) -> None:
     """
     if module in _last and _last[module][1] is placement:
         return
-    sure = set(placement.evidence(spec).values()) <= {"weight", "replay", "weight+replay", "hidden"}
-    if sure and all(anchor.owner is not None for anchor in placement.anchors.values()):
+    if placement.is_sure(spec) and all(anchor.owner is not None for anchor in placement.anchors.values()):
         _last[module] = spec, placement.without_values()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from twinlens.capture import record
+from twinlens.capture import Placement, record
 from twinlens.errors import TwinlensError
 from twinlens.recorder import declaration, say
 from twinlens.repair.instructions import from_json
@@ -29,12 +29,15 @@ def run(job: dict[str, Any]) -> None:
     say(progress=f"building {source.kind}:{Path(source.path).name}")
     built = build(source)
     spec, weights = declaration(source.path, built.module, source.options)
+    placement: Placement | None = None
     for number, stage in enumerate(job["stages"]):
         say(progress=f"mending, stage {number + 1} of {len(job['stages'])}")
-        mender = Mender(built.module, parse_spec(stage["spec"]), weights, tokens, None, built.call)
-        done = mender(from_json(stage["mend"]))
+        mender = Mender(built.module, parse_spec(stage["spec"]), weights, tokens, None, built.call, placement)
+        these = from_json(stage["mend"])
+        done = mender(these)
         about = {**built.about, "mended": done.words}
-        made = record(built.module, spec, weights, tokens, call=built.call, about=about)
+        placement = mender.kept(these)
+        made = record(built.module, spec, weights, tokens, call=built.call, about=about, placement=placement)
         made.save(Path(job["out"]) / str(number))
         for undo in reversed(done.undo):
             undo()

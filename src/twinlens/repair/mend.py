@@ -27,9 +27,25 @@ from twinlens.spec import Spec, Step, Weights, evaluate
 from twinlens.text import format_value
 
 Error = tuple[int, float]
+Trial = tuple[list[Instruction], Instruction, Handle]
+"""An instruction among those of its step, and what may mend it."""
 _NOTHING: Error = (10**12, float("inf"))
 _BETTER = 0.5
 """A handle that leaves more than this share of a step's error is not the one."""
+
+
+def _is_better(now: Error, before: Error) -> bool:
+    return now[0] < before[0] or now[1] <= _BETTER * before[1]
+
+
+def _kind(i: Instruction) -> tuple[str, ...]:
+    """What is mended, whatever the layer."""
+    return (i.what, i.parameter, i.name, names.generic(i.sites[0]), str(i.candidate))
+
+
+def _generic(words: str) -> str:
+    """A handle's words, whatever the layer."""
+    return re.sub(r"\.\d+\.", ".*.", words)
 
 
 @dataclass
@@ -44,11 +60,13 @@ class Mender:
     """Applies instructions to one module under the steps of the reference."""
 
     def __init__(
-        self, module: nn.Module, spec: Spec, weights: Weights, tokens: Tensor, mask: Tensor | None, call: Any = None
-    ) -> None:
+        self, module: nn.Module, spec: Spec, weights: Weights, tokens: Tensor, mask: Tensor | None, call: Any = None,
+        placement: Placement | None = None,
+    ) -> None:  # fmt: skip
+        """`placement`: where the module's sites are, if that is known; it is held against each call."""
         self.module, self.spec, self.weights, self.call = module, spec, weights, call
         self.tokens, self.mask = tokens, mask
-        self.placement: Placement = placed(module, spec, weights, mask=mask, call=call)
+        self.placement: Placement = placement or placed(module, spec, weights, mask=mask, call=call)
         self.done = Mended()
 
     def __call__(self, wanted: Sequence[Instruction]) -> Mended:
@@ -57,11 +75,16 @@ class Mender:
         by_place: dict[str, list[Instruction]] = {}
         for i in wanted:
             by_place.setdefault(i.seen_at, []).append(i)
-        for seen_at, here in by_place.items():
-            pending = self._not_yet(seen_at, here)
+        while by_place:
+            seen_at, here = next(iter(by_place.items()))
+            del by_place[seen_at]
+            pending = self._not_yet(seen_at, here) if here else []
             for i in list(pending):
+                before = len(self.done.words)
                 if self._set(i, [j for j in pending if j is not i]):
                     pending.remove(i)
+                    for words in self.done.words[before:]:
+                        self._likewise(i, words, by_place)
             if pending:
                 left[seen_at] = pending
         if left:
@@ -78,6 +101,43 @@ class Mender:
             if i.what == "field" and i.parameter != "order" and error < now:
                 pending, now = fewer, error
         return pending
+
+    def kept(self, wanted: Sequence[Instruction]) -> Placement | None:
+        """Where the sites are after mending, if that is certain: mended code may show more, weights are others then."""
+        shown = self.spec.hidden.union(self.placement.places) >= set(self.spec.sites)
+        certain = shown and self.placement.is_sure(self.spec) and all(i.what != "weight" for i in wanted)
+        return self.placement if certain else None
+
+    def _likewise(self, i: Instruction, words: str, by_place: Mapping[str, list[Instruction]]) -> None:
+        """Set in the other layers what mended one of them, all at once: two calls instead of some for each layer.
+
+        What it does not mend there is taken back, and left for a search of its own.
+        """
+        trials = list[Trial]()
+        for here in by_place.values():
+            for j in here:
+                if i.what == "field" and _kind(j) == _kind(i):
+                    same = (h for h in self._handles(j) if _generic(h.words) == _generic(words))
+                    trials += [(here, j, handle) for handle in same][:1]
+        if not trials:
+            return
+        before = self._errors(trials)
+        for _, _, handle in trials:
+            handle.set()
+        try:
+            after = self._errors(trials)
+        except Exception:  # the border, as in _tried
+            after = [_NOTHING] * len(trials)
+        for (here, j, handle), was, now in zip(trials, before, after, strict=True):
+            if now < was and _is_better(now, was):
+                here.remove(j)
+                self._keep(handle)
+            else:
+                handle.undo()
+
+    def _errors(self, trials: Sequence[Trial]) -> list[Error]:
+        found = self._seen()
+        return [self._error(i.seen_at, [j for j in here if j is not i], found) for here, i, _ in trials]
 
     # what the implementation itself holds ------------------------------------------------------------------
 
@@ -101,7 +161,7 @@ class Mender:
                 best = after, handle
             if after == (0, 0.0):
                 break
-        if best is None or not (best[0][0] < before[0] or best[0][1] <= _BETTER * before[1]):
+        if best is None or not _is_better(best[0], before):
             return False
         best[1].set()
         self._keep(best[1])
