@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import torch
@@ -16,12 +17,15 @@ from twinlens.parity.merged import Merged
 from twinlens.parity.result import Examination
 from twinlens.parity.rounding import equal
 from twinlens.parity.score import Found, Scorer
-from twinlens.parity.search import Search
+from twinlens.parity.search import PATIENCE, Search
 from twinlens.spec import Spec
 
 _PARTIAL, _NEARLY_ALL = 0.5, 0.9
 """The least share of an error that a change must explain to be called a partial cause: a number with a name, and any
 other, since a choice without effect of its own has numbers beside it that can imitate much."""
+
+_LESS = 9
+"""Where the search of an alike step ended before it was through, the next is the shorter by this."""
 
 
 class Examiner:
@@ -34,6 +38,7 @@ class Examiner:
         self._changes: dict[str, list[Variant]] = {}
         self._orders: dict[str, list[Variant]] = {}
         self._no_orders: set[str] = set()
+        self._in_vain: Counter[str] = Counter()
         self._tied: list[Variant] = []
         self._elsewhere = Elsewhere(spec)
 
@@ -66,8 +71,11 @@ class Examiner:
         if ratio.is_close and not weights_differ:
             self._no_orders.add(sites.generic(m.target))
             return self._also(m, search.scorer) or self._within_rounding(m, search)
-        found = search.run(self.proposals(m), thorough=not ratio.is_rounding)
-        if found is None or not found.variant or not (found.shared or search.is_explained(found.score)):
+        kind = sites.generic(m.target)
+        patience = PATIENCE / (1 + self._in_vain[kind] * _LESS)
+        found = search.run(self.proposals(m), thorough=not ratio.is_rounding, patience=patience)
+        if found is None or not found.variant or not search.explains(found):
+            self._in_vain[kind] += search.is_exhausted
             return self._unsolved(m, search, found)
         return self.solved(m, search.scorer, self._sharpened(search.scorer, search.numbers.renamed(found)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -61,6 +62,21 @@ def everywhere(merged: Merged) -> Iterator[tuple[Change, ...]]:
         yield tuple(changes)
         if len(changes) > 1:
             yield from ((c,) for c in changes)
+
+
+def defaults(merged: Merged) -> Iterator[tuple[Change, ...]]:
+    """Steps as an implementation has them that does not read the config: all fields at their defaults, each number."""
+    for step in merged.steps:
+        usual = {f.name: f.default for f in dataclasses.fields(step.op)}
+        found: dict[str, list[SetField]] = {"number": [], "choice": []}
+        for name, kind, now in kinds(step.op):
+            tied = twins(merged.steps, step.writes, name)
+            if kind.name in found and usual[name] not in (now, dataclasses.MISSING) and tied[0] == step.writes:
+                found[kind.name].append(SetField(tied, name, usual[name]))
+        numbers, choices = found["number"], found["choice"]
+        if len(numbers) + len(choices) > 1:
+            yield (*numbers, *choices)  # what a choice makes meaningless is the first to be dropped
+        yield from ((c,) for c in numbers if c.value is not None)
 
 
 def widths(merged: Merged) -> Iterator[tuple[Change, ...]]:

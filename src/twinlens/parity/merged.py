@@ -15,6 +15,10 @@ from twinlens.sites import INPUTS, axes
 from twinlens.spec import Spec, Step, Weights, evaluate, exact, units
 
 
+class Exhausted(Exception):
+    """A search has run more steps than it may."""
+
+
 @dataclass
 class Meter:
     """Work done, in forward-equivalents: multiplications relative to one forward of the model."""
@@ -23,9 +27,16 @@ class Meter:
     attention: float = 1.0
     """Multiplications of a product of queries with keys, or of a pattern with values, per row."""
     spent: float = 0.0
+    runs: float = 0.0
+    """Steps run, each with its derivative counted twice."""
+    limit: float = float("inf")
+    """Of `runs`, while a search goes on."""
 
     def add(self, steps: Sequence[Step], share: float, weights: Weights, times: float = 1.0) -> None:
-        """Count a run of some steps on a share of the rows."""
+        """Count a run of some steps on a share of the rows. Raises Exhausted beyond the limit."""
+        self.runs += times * len(steps)
+        if self.runs > self.limit:
+            raise Exhausted
         self.spent += times * share * sum(work(s, weights, self.attention) for s in steps) / self.whole
 
 

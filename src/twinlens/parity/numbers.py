@@ -45,6 +45,12 @@ class Numbers:
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer, self.merged, self.spec = scorer, scorer.merged, scorer.spec
+        self.nearest: Found | None = None
+
+    def keep(self, found: Found) -> None:
+        """Remember what came nearest, for a search that ends before it is through."""
+        if found.score < (self.scorer.base if self.nearest is None else self.nearest.score):
+            self.nearest = found
 
     def fewest(self, start: Found) -> Found | None:
         """The fewest numbers that bring the step nearest, by derivative, on top of what is changed already."""
@@ -248,6 +254,7 @@ class Numbers:
         if not changes:
             return None
         found = Found(start.variant + changes, self.scorer.judged(start.variant + changes), intervals, names)
+        self.keep(found)
         return self._switched_off(found, fitted)
 
     def _named(

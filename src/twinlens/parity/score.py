@@ -133,7 +133,7 @@ class Scorer:
             if not fewer:
                 continue
             score = self.judged(fewer)
-            if self.is_explained(score) and score.rms < REDUNDANT * found.score.rms:
+            if self.is_explained(score) and score.rms <= REDUNDANT * found.score.rms:
                 found = Found(fewer, score, found.intervals, found.names)
         return found
 

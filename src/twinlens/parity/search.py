@@ -11,7 +11,7 @@ from torch import Tensor
 from twinlens.fields import kind_of
 from twinlens.parity import hypotheses, orders, solving, weighing
 from twinlens.parity.changes import Change, Leave, SetField, Variant, concerns, slot
-from twinlens.parity.merged import Merged
+from twinlens.parity.merged import Exhausted, Merged
 from twinlens.parity.numbers import Numbers
 from twinlens.parity.score import REDUNDANT, Found, Score, Scorer
 from twinlens.spec import Spec
@@ -24,6 +24,9 @@ _OPENINGS = 3
 """Choices without effect of their own, tried with the numbers to which they give a meaning."""
 _DEPTH = 3
 """Changes that are made on top of one another: the first case has three in one step."""
+PATIENCE = 150_000
+"""Steps that one search runs at most: some twenty seconds where each takes no time to speak of. What explains a step
+is found in less."""
 _COMPOUND = 0.1
 """Several changes at once must leave less of the error than this before anything else is tried."""
 
@@ -38,13 +41,32 @@ class Search:
         self.scorer = Scorer(merged, spec)
         self.numbers = Numbers(self.scorer)
         self.base = self.scorer.base
+        self.is_exhausted = False
+        """Whether the search ended before it was through."""
 
     def is_explained(self, score: Score) -> bool:
         """Whether what is left is rounding; see `Scorer.is_explained`."""
         return self.scorer.is_explained(score)
 
-    def run(self, proposals: Iterable[Variant], *, thorough: bool) -> Found | None:
+    def explains(self, found: Found) -> bool:
+        """Whether changes explain the step; of a search that was not through, only those that say it plainly."""
+        return found.shared or (self.is_explained(found.score) and (not self.is_exhausted or self._is_named(found)))
+
+    def run(self, proposals: Iterable[Variant], *, thorough: bool, patience: float = PATIENCE) -> Found | None:
         """The changes that explain the step, or the best that were found; None where nothing helps."""
+        meter = self.merged.meter
+        meter.limit = meter.runs + patience
+        try:
+            found = self._run(proposals, thorough=thorough)
+            return self._left_out(found) if found is not None and self._settled(found) else found
+        except Exhausted:
+            self.is_exhausted = True
+        finally:
+            meter.limit = float("inf")
+        nearest = self.numbers.nearest
+        return self._judged(nearest) if nearest is not None else None
+
+    def _run(self, proposals: Iterable[Variant], *, thorough: bool) -> Found | None:
         start, like = Found(Variant(), self.base), list[Found]()
         for proposal in (self.scorer.effective(p) for p in proposals):
             found = Found(proposal, self.scorer.judged(proposal))
@@ -136,7 +158,7 @@ class Search:
                 if isinstance(off, SetField) and off.value is None and off.sites == change.sites:
                     variant = found.variant.without(change) + (off,)
                     score = self.scorer.judged(variant)
-                    if self.is_explained(score) and score.rms < REDUNDANT * found.score.rms:
+                    if self.is_explained(score) and score.rms <= REDUNDANT * found.score.rms:
                         return replace(found, variant=variant, score=score)
         return found
 
@@ -183,6 +205,7 @@ class Search:
                 variant = state.variant + changes
                 trial = Found(variant, self.scorer.score(variant), dict(state.intervals), dict(state.names))
                 found.append(trial)
+                self.numbers.keep(trial)
                 if trial.score.support == 0 and trial.score.ratio.is_close:
                     return [trial, *found]
         return sorted(found, key=_distance)
@@ -214,6 +237,7 @@ class Search:
             *((c,) for c in weighing.unseen(self.merged, self.spec, self.own, self.known)),
             *solving.solved(self.merged, native, mask, self.known),
             *self._compounds,
+            *hypotheses.defaults(self.merged),
         ]
 
     def _numbers_of(self, found: Found) -> list[Found]:
