@@ -116,3 +116,17 @@ def test_a_recording_cannot_be_mended() -> None:
         seen = twinlens.Recording.from_tensors({"logits": model(tokens).logits * 2}, tokens=tokens)
     with pytest.raises(twinlens.TwinlensError, match="patch"):
         twinlens.compare(model, seen, tokens=tokens).fix()
+
+
+@pytest.mark.parametrize("layers", [2, 6])
+def test_as_many_calls_for_many_layers_as_for_two(layers: int) -> None:
+    """What mends one layer is set in the others at once."""
+    reference = tiny_llama(num_hidden_layers=layers)
+    candidate: Any = copy.deepcopy(reference)
+    for layer in candidate.model.layers:
+        layer.self_attn.scaling *= 1.25
+    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference))
+    calls = list[int]()
+    candidate.register_forward_pre_hook(lambda *_: calls.append(1))
+    assert report.fix(candidate).verdict == "identical"
+    assert len(calls) <= 12
