@@ -10,8 +10,8 @@ from torch import Tensor
 
 from twinlens import sites
 from twinlens.parity import hypotheses, orders
-from twinlens.parity.agreement import Elsewhere, told
 from twinlens.parity.changes import SetField, Use, Variant, slot
+from twinlens.parity.elsewhere import Elsewhere, told
 from twinlens.parity.faint import faint
 from twinlens.parity.merged import Merged
 from twinlens.parity.result import Examination
