@@ -80,7 +80,12 @@ class Numbers:
         step = self._next_number(self.fit(start.variant), [], free, start) if free else None
         if step is None or not self.scorer.is_explained(step[1].score) or not step[1].names:
             return None
-        return self._apart(step[1], steps)
+        found = self._apart(step[1], steps)
+        for change in found.variant.changes:  # at one place alone it is the same with less
+            score = self.scorer.judged(start.variant + (change,))
+            if self.scorer.is_explained(score) and score.rms <= REDUNDANT * found.score.rms:
+                return None
+        return found
 
     @staticmethod
     def _apart(found: Found, steps: Sequence[Step]) -> Found:
