@@ -68,6 +68,8 @@ class Mender:
         self.tokens, self.mask = tokens, mask
         self.placement: Placement = placement or placed(module, spec, weights, mask=mask, call=call)
         self.done = Mended()
+        self._found: dict[str, Tensor] | None = None
+        """What the module computes as it stands."""
 
     def __call__(self, wanted: Sequence[Instruction]) -> Mended:
         """Mend everything that is wanted; steps that no handle mends are replaced together at the end."""
@@ -123,7 +125,7 @@ class Mender:
             return
         before = self._errors(trials)
         for _, _, handle in trials:
-            handle.set()
+            self._put(handle)
         try:
             after = self._errors(trials)
         except Exception:  # the border, as in _tried
@@ -133,7 +135,7 @@ class Mender:
                 here.remove(j)
                 self._keep(handle)
             else:
-                handle.undo()
+                self._take_back(handle)
 
     def _errors(self, trials: Sequence[Trial]) -> list[Error]:
         found = self._seen()
@@ -156,21 +158,21 @@ class Mender:
         for handle in candidates:
             after = self._tried(handle, i.seen_at, others)
             with suppress(Exception):
-                handle.undo()
+                self._take_back(handle)
             if after < min(before, best[0] if best else before):
                 best = after, handle
             if after == (0, 0.0):
                 break
         if best is None or not _is_better(best[0], before):
             return False
-        best[1].set()
+        self._put(best[1])
         self._keep(best[1])
         return True
 
     def _tried(self, handle: Handle, seen_at: str, others: Sequence[Instruction]) -> Error:
         """The error of a step with a handle set; infinite where the implementation refuses it."""
         try:
-            handle.set()
+            self._put(handle)
             return self._error(seen_at, others)
         except Exception:  # the border: an implementation may raise anything at a value that it does not expect
             return _NOTHING
@@ -228,7 +230,7 @@ class Mender:
             handle = handles.untied(self.module, i.name, parameter, anchor.tensor, reference)
         else:
             handle = handles.weight(i.name, anchor.tensor, anchor.owner, reference)
-        handle.set()
+        self._put(handle)
         self._keep(handle)
         return True
 
@@ -265,10 +267,21 @@ class Mender:
         return support, float(error.norm() / size.clamp_min(1e-300))
 
     def _seen(self) -> dict[str, Tensor]:
-        graph, self.placement = capture(
-            self.module, self.spec, self.weights, self.tokens, mask=self.mask, call=self.call, placement=self.placement
-        )
-        return {**given(self.tokens, self.mask), **dict(self.placement.reads(graph, self.spec.shape))}
+        if self._found is None:
+            graph, self.placement = capture(
+                self.module, self.spec, self.weights, self.tokens,
+                mask=self.mask, call=self.call, placement=self.placement,
+            )  # fmt: skip
+            self._found = {**given(self.tokens, self.mask), **dict(self.placement.reads(graph, self.spec.shape))}
+        return self._found
+
+    def _put(self, handle: Handle) -> None:
+        self._found = None
+        handle.set()
+
+    def _take_back(self, handle: Handle) -> None:
+        self._found = None
+        handle.undo()
 
     def _native(self, site: str, found: Mapping[str, Tensor], others: Sequence[Instruction] = ()) -> Tensor:
         as_is = [SetField(o.sites, o.name, read(o.candidate)) for o in others if o.what == "field"]
