@@ -13,7 +13,7 @@ from twinlens.errors import CaptureError
 LEAF, ALIAS = "leaf", "alias"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Node:
     """A tensor of the call: made by `function` from the nodes `inputs`; a leaf was there before.
 

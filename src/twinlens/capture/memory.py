@@ -75,9 +75,9 @@ _MUTATING = frozenset(
 
 def written_by(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """Tensors that a call writes into, told by torch's naming: a trailing underscore, `__iadd__`, `out=`."""
-    written = tensors((kwargs["out"],)) if kwargs.get("out") is not None else []
-    in_place = name in _MUTATING or (name.endswith("_") and not name.endswith("__"))
-    if (in_place or kwargs.get("inplace") is True) and args and isinstance(args[0], Tensor):
+    written = tensors((kwargs["out"],)) if kwargs and kwargs.get("out") is not None else []
+    in_place = name[-1:] == "_" and (name[-2:] != "__" or name in _MUTATING)
+    if (in_place or (kwargs and kwargs.get("inplace") is True)) and args and isinstance(args[0], Tensor):
         written.append(args[0])
     return written
 

@@ -174,9 +174,9 @@ class Tracer(TorchFunctionMode):
         self._where[id(tensor)] = ref, index
         storage = memory_of(tensor)
         if storage:
-            others = self._storages.setdefault(storage, [])
-            if others and others[-1]() is None:  # the memory may have been given to new tensors many times
-                others[:] = [other for other in others if other() is not None]
+            others = self._storages.get(storage)
+            if others is None or others[-1]() is None:  # the memory may have been given to new tensors many times
+                others = self._storages[storage] = [other for other in others or () if other() is not None]
             others.append(ref)
         if self._keep is None:
             self._held.append(tensor)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from twinlens import bits
 from twinlens.errors import ComparisonError
 from twinlens.inputs import given
 from twinlens.parity import gauges, weighing
@@ -88,7 +89,7 @@ class Judge:
 
     def run(self) -> Result:
         """Judge every site."""
-        same = {s: self._same(s) for s in self.common}
+        same = dict(zip(self.common, bits.all_of(self._same, self.common), strict=True))
         result = Result("identical", [], unmatched=self.unmatched, scope=self._scope())
         if all(same.values()):
             check_finite("reference", self.common[-1:], self.reference.sites, self.mask)  # what is not finite spreads
@@ -187,8 +188,8 @@ class Judge:
         result.verdict = "different" if at_fault else "rounding"
         unsolved = any(e.status == "different" for e in examined.values())
         result.exact = all(e.exact for e in examined.values())
-        bits = all(e.exact_without_orders for e in examined.values()) and not result.reference_orders
-        result.explained = "different" if unsolved else "identical" if bits else "rounding"
+        to_the_bit = all(e.exact_without_orders for e in examined.values()) and not result.reference_orders
+        result.explained = "different" if unsolved else "identical" if to_the_bit else "rounding"
 
 
 def _rms(x: Tensor) -> float:
