@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
-
 import torch
 from torch import Tensor
-
-T = TypeVar("T")
 
 _WORD = 8
 """Bytes that are compared at once; torch.equal compares one entry at a time."""
@@ -25,15 +19,6 @@ def equal(x: Tensor, y: Tensor) -> bool:
     if a is not None and b is not None and x.stride() == y.stride() and torch.equal(a, b):
         return True
     return torch.equal(x, y)  # also where a zero has the other sign
-
-
-def all_of(equal: Callable[[T], bool], these: Iterable[T]) -> list[bool]:
-    """One answer for each, by as many threads as torch has: it compares on one core, and lets go of the interpreter."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        return [equal(this) for this in these]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(equal, these))
 
 
 def _words(tensor: Tensor) -> Tensor | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinlens.bits import all_of, equal
+from twinlens.bits import equal
 from twinlens.capture.align import align
 from twinlens.capture.calling import Call
 from twinlens.capture.graph import Graph
@@ -179,12 +179,9 @@ def _same_constants(module: nn.Module, placement: Placement) -> bool:
 def compared_weights(placement: Placement, weights: Weights) -> tuple[dict[str, Tensor], list[str]]:
     """The candidate's tensors that differ from the checkpoint's, and the names of those that are equal."""
 
-    def equals(name: str) -> bool:
-        return same(placement.anchors[name].tensor.detach(), weights(name).detach())
-
-    found = dict(zip(placement.anchors, all_of(equals, placement.anchors), strict=True))
-    differ = {name: placement.anchors[name].tensor.detach() for name, alike in found.items() if not alike}
-    return differ, [name for name, alike in found.items() if alike]
+    own = {name: anchor.tensor.detach() for name, anchor in placement.anchors.items()}
+    alike = [name for name, tensor in own.items() if same(tensor, weights(name).detach())]
+    return {name: tensor for name, tensor in own.items() if name not in set(alike)}, alike
 
 
 def same(x: Tensor, y: Tensor) -> bool:

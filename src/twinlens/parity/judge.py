@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twinlens import bits
 from twinlens.errors import ComparisonError
 from twinlens.inputs import given
 from twinlens.parity import gauges, weighing
@@ -89,7 +88,7 @@ class Judge:
 
     def run(self) -> Result:
         """Judge every site."""
-        same = dict(zip(self.common, bits.all_of(self._same, self.common), strict=True))
+        same = {s: self._same(s) for s in self.common}
         result = Result("identical", [], unmatched=self.unmatched, scope=self._scope())
         if all(same.values()):
             check_finite("reference", self.common[-1:], self.reference.sites, self.mask)  # what is not finite spreads
