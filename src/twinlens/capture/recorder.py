@@ -178,7 +178,6 @@ def _same_constants(module: nn.Module, placement: Placement) -> bool:
 
 def compared_weights(placement: Placement, weights: Weights) -> tuple[dict[str, Tensor], list[str]]:
     """The candidate's tensors that differ from the checkpoint's, and the names of those that are equal."""
-
     own = {name: anchor.tensor.detach() for name, anchor in placement.anchors.items()}
     alike = [name for name, tensor in own.items() if same(tensor, weights(name).detach())]
     return {name: tensor for name, tensor in own.items() if name not in set(alike)}, alike
