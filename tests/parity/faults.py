@@ -61,8 +61,10 @@ class Fault:
     """What the comparison says after `fix`."""
     sublayers: bool = True
     """Whether it must be named where only sublayer outputs are visible."""
-    quick: bool = False
-    """Whether it is of the slice that always runs."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.family}: {self.name}"
 
     @property
     def benign(self) -> bool:
@@ -215,12 +217,12 @@ ROOT12, ROOT24 = math.sqrt(12), math.sqrt(24)
 # ------------------------------------------------------------------------------- scale, cap, window
 
 
-@fault("scale", "llama", Want("attn.scale", ROOT12, 4.0, ALL3), quick=True)
+@fault("scale", "llama", Want("attn.scale", ROOT12, 4.0, ALL3))
 def _(m: Model) -> None:
     scaled(m, 16)
 
 
-@fault("scale", "gemma2", Want("attn.scale", ROOT24, math.sqrt(21), ALL4), quick=True)
+@fault("scale", "gemma2", Want("attn.scale", ROOT24, math.sqrt(21), ALL4))
 def _(m: Model) -> None:
     scaled(m, 21)
 
@@ -283,7 +285,7 @@ def capped(m: Model, cap: float | None, *only: int) -> None:
             a.attn_logit_softcapping = cap
 
 
-@fault("cap dropped", "gemma2", Want("attn.softcap", 8.0, None, ALL4), quick=True)
+@fault("cap dropped", "gemma2", Want("attn.softcap", 8.0, None, ALL4))
 def _(m: Model) -> None:
     capped(m, None)
 
@@ -303,7 +305,7 @@ def _(m: Model) -> None:
     modeling(m, eager_attention_forward=attention(cap=lambda s, c: torch.tanh(s / 20.0) * 20.0))
 
 
-@fault("final cap dropped", "gemma2", Want("unembed.softcap", 10.0, None, ()), quick=True)
+@fault("final cap dropped", "gemma2", Want("unembed.softcap", 10.0, None, ()))
 def _(m: Model) -> None:
     m.config.final_logit_softcapping = None
 
@@ -318,9 +320,7 @@ def _(m: Model) -> None:
     m.config.layer_types = ["full_attention"] * 4
 
 
-@fault(
-    "window swapped", "gemma2", Want("attn.window", 8, None, (0, 2)), Want("attn.window", None, 8, (1, 3)), quick=True
-)
+@fault("window swapped", "gemma2", Want("attn.window", 8, None, (0, 2)), Want("attn.window", None, 8, (1, 3)))
 def _(m: Model) -> None:
     m.config.layer_types = m.config.layer_types[::-1]
 
@@ -346,7 +346,7 @@ THREE = ("ln1", "ln2", "ln_final")
 FIVE = ("ln1", "ln1_post", "ln2", "ln2_post", "ln_final")
 
 
-@fault("eps", "llama", Want("norm.eps", 3e-6, 1e-5, ALL3, THREE), quick=True)
+@fault("eps", "llama", Want("norm.eps", 3e-6, 1e-5, ALL3, THREE))
 def _(m: Model) -> None:
     for n in norms(m):
         n.variance_epsilon = 1e-5
@@ -377,7 +377,7 @@ def _rms_of(eps: float, x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
 
 
-@fault("offset dropped", "gemma2", Want("norm.offset", 1.0, 0.0, ALL4, FIVE), quick=True)
+@fault("offset dropped", "gemma2", Want("norm.offset", 1.0, 0.0, ALL4, FIVE))
 def _(m: Model) -> None:
     for n in norms(m):
         method(n, lambda self, x: _rms_of(self.eps, x) * self.weight)
@@ -401,7 +401,7 @@ def _(m: Model) -> None:
         method(n, lambda self, x: self.weight * _rms_of(self.eps, x) + self.bias)
 
 
-@fault("post-norms missing", "gemma2", Want("norm.missing", ANY, None, ALL4, ("ln1_post", "ln2_post")), quick=True)
+@fault("post-norms missing", "gemma2", Want("norm.missing", ANY, None, ALL4, ("ln1_post", "ln2_post")))
 def _(m: Model) -> None:
     for x in layers(m):
         x.post_attention_layernorm, x.post_feedforward_layernorm = nn.Identity(), nn.Identity()
@@ -455,7 +455,7 @@ def _(m: Model) -> None:
 # ------------------------------------------------------------------------------ embedding, positions
 
 
-@fault("embedding factor missing", "gemma2", Want("embed.scale", math.sqrt(48), 1.0, ()), quick=True)
+@fault("embedding factor missing", "gemma2", Want("embed.scale", math.sqrt(48), 1.0, ()))
 def _(m: Model) -> None:
     m.model.embed_tokens.embed_scale.fill_(1.0)
 
@@ -481,7 +481,7 @@ def shifted(m: Model, offset: int) -> None:
     m.forward = moved
 
 
-@fault("positions from one", "gpt2", Want("positions.offset", 0, 1), quick=True)
+@fault("positions from one", "gpt2", Want("positions.offset", 0, 1))
 def _(m: Model) -> None:
     shifted(m, 1)
 
@@ -502,7 +502,7 @@ def _(m: Model) -> None:
 # -------------------------------------------------------------------------------------------- rotary
 
 
-@fault("base", "llama", Want("rotary.base", 7000.0, 10000.0, ()), quick=True)
+@fault("base", "llama", Want("rotary.base", 7000.0, 10000.0, ()))
 def _(m: Model) -> None:
     frequencies(m, lambda f: theta(m, 1e4))
 
@@ -532,7 +532,7 @@ def _(m: Model) -> None:
     frequencies(m, lambda f: rope_of("linear", factor=2.0)[0])
 
 
-@fault("llama3 scaling lost", "llama", Want("rotary.scaling", "llama3", None, ()), build={"rope": "llama3"}, quick=True)
+@fault("llama3 scaling lost", "llama", Want("rotary.scaling", "llama3", None, ()), build={"rope": "llama3"})
 def _(m: Model) -> None:
     frequencies(m, lambda f: rope_of("default")[0])
 
@@ -581,7 +581,7 @@ def interleaved(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: i
     return _turned(q, cos, sin), _turned(k, cos, sin)
 
 
-@fault("layout", "llama", Want("rotary.layout", "half", "interleaved", ALL3), quick=True)
+@fault("layout", "llama", Want("rotary.layout", "half", "interleaved", ALL3))
 def _(m: Model) -> None:
     modeling(m, apply_rotary_pos_emb=interleaved)
 
@@ -634,7 +634,7 @@ def _(m: Model) -> None:
     method(m.model.rotary_emb, _tables(lambda p, f: (p * f).bfloat16().float(), lambda t: t))
 
 
-@fault("cos and sin in bfloat16", "llama", Want("rotary.dtype", layers=()), quick=True)
+@fault("cos and sin in bfloat16", "llama", Want("rotary.dtype", layers=()))
 def _(m: Model) -> None:
     method(m.model.rotary_emb, _tables(lambda p, f: p * f, lambda t: t.bfloat16()))
 
@@ -656,7 +656,7 @@ def _(m: Model) -> None:
     modeling(m, eager_attention_forward=attention(soften=softmax_in(torch.bfloat16)))
 
 
-@fault("keys and values tiled", "llama", Want("attn.kv_map", "repeat", "tile", ALL3), quick=True)
+@fault("keys and values tiled", "llama", Want("attn.kv_map", "repeat", "tile", ALL3))
 def _(m: Model) -> None:
     modeling(m, repeat_kv=lambda x, n: x.repeat(1, n, 1, 1))
 
@@ -671,7 +671,7 @@ def _(m: Model) -> None:
     modeling(m, repeat_kv=lambda x, n: x[:, :1].expand(-1, n * x.shape[1], -1, -1))
 
 
-@fault("causal mask missing", "llama", Want("attn.mask", "causal", "none", ALL3), quick=True)
+@fault("causal mask missing", "llama", Want("attn.mask", "causal", "none", ALL3))
 def _(m: Model) -> None:
     modeling(m, eager_attention_forward=attention(hide=lambda s, mask: s))
 
@@ -691,7 +691,7 @@ def unmasked(m: Model) -> None:
     m.forward = bare
 
 
-@fault("padding ignored", "llama", Want("attn.mask", "masked", "ignored", ALL3), padded=True, quick=True)
+@fault("padding ignored", "llama", Want("attn.mask", "masked", "ignored", ALL3), padded=True)
 def _(m: Model) -> None:
     unmasked(m)
 
@@ -732,7 +732,7 @@ def act(m: Model, f: Callable[[Tensor], Tensor], *only: int) -> None:
             setattr(x.mlp, "act" if hasattr(x.mlp, "act") else "act_fn", Act())
 
 
-@fault("gelu for silu", "llama", Want("mlp.act", "silu", "gelu", ALL3), quick=True)
+@fault("gelu for silu", "llama", Want("mlp.act", "silu", "gelu", ALL3))
 def _(m: Model) -> None:
     act(m, F.gelu)
 
@@ -767,7 +767,7 @@ def _(m: Model) -> None:
     act(m, F.gelu)
 
 
-@fault("gate and up exchanged in code", "llama", Want("mlp.gate_order", "gate", "up", ALL3), quick=True)
+@fault("gate and up exchanged in code", "llama", Want("mlp.gate_order", "gate", "up", ALL3))
 def _(m: Model) -> None:
     mlp(m, lambda self, x: self.down_proj(self.act_fn(self.up_proj(x)) * self.gate_proj(x)))
 
@@ -786,7 +786,7 @@ def _(m: Model) -> None:
 DOWN1 = "model.layers.1.mlp.down_proj.weight"
 
 
-@fault("row halved", "llama", Want("weight", DOWN1, DOWN1, (1,)), quick=True)
+@fault("row halved", "llama", Want("weight", DOWN1, DOWN1, (1,)))
 def _(m: Model) -> None:
     layers(m)[1].mlp.down_proj.weight[3] *= 0.5
 
@@ -806,7 +806,7 @@ def _(m: Model) -> None:
     layers(m)[1].attn.c_proj.weight[:, 5] = 0
 
 
-@fault("square product transposed", "llama", Want("weight", layers=ALL3, at=("attn",)), quick=True)
+@fault("square product transposed", "llama", Want("weight", layers=ALL3, at=("attn",)))
 def _(m: Model) -> None:
     for a in attentions(m):
         a.o_proj.weight.copy_(a.o_proj.weight.T.clone())
@@ -833,7 +833,6 @@ def _(m: Model) -> None:
     "head replaced by the embedding",
     "llama",
     Want("weight", "lm_head.weight", "model.embed_tokens.weight", ()),
-    quick=True,
 )
 def _(m: Model) -> None:
     m.lm_head.weight = m.model.embed_tokens.weight
@@ -866,7 +865,7 @@ def _(m: Model) -> None:
     layers(m)[2].post_attention_layernorm.weight[7] = 0
 
 
-@fault("bias dropped", "gpt2", Want("bias", layers=ALL3, at=("attn",)), quick=True)
+@fault("bias dropped", "gpt2", Want("bias", layers=ALL3, at=("attn",)))
 def _(m: Model) -> None:
     for a in attentions(m):
         a.c_proj.bias.zero_()
@@ -885,7 +884,7 @@ def _(m: Model) -> None:
         x.mlp.down_proj.bias = nn.Parameter(0.2 * torch.randn(48, generator=g))
 
 
-@fault("thirds in another order", "gpt2", Want("qkv.order", "qkv", "kqv", ALL3), quick=True)
+@fault("thirds in another order", "gpt2", Want("qkv.order", "qkv", "kqv", ALL3))
 def _(m: Model) -> None:
     # whoever reads the product takes its first third for keys
     for a in attentions(m):
@@ -947,7 +946,6 @@ def _(m: Model) -> None:
     "llama",
     Want("weight", DOWN1, DOWN1, (1,)),
     Want("attn.scale", ROOT12, ROOT12 / 1.01, (2,)),
-    quick=True,
 )
 def _(m: Model) -> None:
     layers(m)[1].mlp.down_proj.weight[3] *= 0.5
@@ -964,7 +962,7 @@ def _(m: Model) -> None:
 
 @fault(
     "scale, cap, windows swapped", "gemma2", Want("attn.scale", ROOT24, math.sqrt(21), ALL4), Want("attn.softcap", 8.0, None, ALL4),
-    Want("attn.window", 8, None, (0, 2)), Want("attn.window", None, 8, (1, 3)), quick=True,
+    Want("attn.window", 8, None, (0, 2)), Want("attn.window", None, 8, (1, 3)),
 )  # fmt: skip
 def _(m: Model) -> None:
     scaled(m, 21)
@@ -1115,7 +1113,7 @@ def _(m: Model) -> None:
 # -------------------------------------------------------------------------------------------- benign
 
 
-@benign("sdpa", "llama", quick=True)
+@benign("sdpa", "llama")
 def _(m: Model) -> None:
     m.config._attn_implementation = "sdpa"
 
@@ -1135,7 +1133,7 @@ def _(m: Model) -> None:
     m.config._attn_implementation = "sdpa"
 
 
-@benign("norm by division", "llama", quick=True)
+@benign("norm by division", "llama")
 def _(m: Model) -> None:
     for n in norms(m):
         method(
@@ -1187,7 +1185,7 @@ def linears(m: Model, forward: Callable[[Any, Tensor], Tensor]) -> None:
             method(x, forward)
 
 
-@benign("products in float64", "llama", quick=True)
+@benign("products in float64", "llama")
 def _(m: Model) -> None:
     linears(m, lambda self, x: F.linear(x.double(), self.weight.double()).to(x.dtype))
 
@@ -1222,7 +1220,7 @@ EINSUM: dict[str, Any] = {
 }
 
 
-@benign("attention by einsum, exp and sum", "llama", quick=True)
+@benign("attention by einsum, exp and sum", "llama")
 def _(m: Model) -> None:
     modeling(m, eager_attention_forward=attention(**EINSUM))
 
@@ -1274,7 +1272,7 @@ def _(m: Model) -> None:
         x.mlp.down_proj.weight.copy_(x.mlp.down_proj.weight[:, at].clone())
 
 
-@benign("angles in float64", "llama", quick=True)
+@benign("angles in float64", "llama")
 def _(m: Model) -> None:
     method(m.model.rotary_emb, _tables(lambda p, f: p.double() * f.double(), lambda t: t))
 

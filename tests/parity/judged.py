@@ -8,9 +8,21 @@ import torch
 from torch import Tensor
 
 import twinlens
-from tests.parity.faults import ANY, Fault, Want, layers
+from tests.parity.faults import ANY, FAULTS, Fault, Want, layers
 from twinlens.parity.result import Cause, Result
 from twinlens.sites import split
+
+BY_NAME = {fault.title: fault for fault in FAULTS}
+
+
+def compared(fault: Fault, *, afar: bool = False) -> tuple[Any, twinlens.Report]:
+    """The candidate, and the comparison with it, or with its sublayer outputs alone."""
+    reference = fault.reference()
+    torch.manual_seed(0)  # a plant may draw
+    candidate = fault.candidate(reference)
+    tokens, mask = fault.inputs(reference)
+    seen = sublayers(candidate, tokens, mask) if afar else candidate
+    return candidate, twinlens.compare(reference, seen, tokens=tokens, mask=mask)
 
 
 def misses(fault: Fault, report: Result) -> list[str]:

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-import twinlens
-from tests.parity.faults import FAULTS
-from tests.parity.judged import misses, sublayers
-
-BY_NAME = {f"{fault.family}: {fault.name}": fault for fault in FAULTS}
+from tests.parity.judged import BY_NAME, compared, misses
 
 
 @pytest.mark.parametrize(
@@ -22,12 +17,7 @@ BY_NAME = {f"{fault.family}: {fault.name}": fault for fault in FAULTS}
     ],
 )
 def test_one_cause_for_all_layers(name: str) -> None:
-    fault = BY_NAME[name]
-    reference = fault.reference()
-    candidate = fault.candidate(reference)
-    tokens, mask = fault.inputs(reference)
-    torch.manual_seed(0)
-    report = twinlens.compare(reference, sublayers(candidate, tokens, mask), tokens=tokens, mask=mask)
-    assert misses(fault, report) == []
+    _, report = compared(BY_NAME[name], afar=True)
+    assert misses(BY_NAME[name], report) == []
     numbers = {(c.parameter, c.candidate) for c in report.causes if isinstance(c.candidate, float)}
     assert len(numbers) == len({parameter for parameter, _ in numbers})

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-import twinlens
-from tests.parity.faults import FAULTS
-from tests.parity.judged import misses, sublayers
+from tests.parity.judged import BY_NAME, compared, misses
 
 NAMED = (
     "gemma2: scale",
@@ -20,16 +17,12 @@ NAMED = (
     "llama: products in float64",
 )
 SEEN_FROM_AFAR = ("gemma2: scale", "gpt2: layers exchanged", "llama: row halved", "llama: logits scaled")
-BY_NAME = {f"{fault.family}: {fault.name}": fault for fault in FAULTS}
 
 
 @pytest.mark.parametrize("name", NAMED)
 def test_a_fault_is_named_and_mended(name: str) -> None:
     fault = BY_NAME[name]
-    reference = fault.reference()
-    candidate = fault.candidate(reference)
-    tokens, mask = fault.inputs(reference)
-    report = twinlens.compare(reference, candidate, tokens=tokens, mask=mask)
+    candidate, report = compared(fault)
     assert misses(fault, report) == []
     if not fault.benign:
         assert report.fix(candidate, order=True).verdict == "identical"
@@ -38,9 +31,4 @@ def test_a_fault_is_named_and_mended(name: str) -> None:
 @pytest.mark.parametrize("name", SEEN_FROM_AFAR)
 def test_a_fault_is_named_from_sublayer_outputs(name: str) -> None:
     fault = BY_NAME[name]
-    reference = fault.reference()
-    candidate = fault.candidate(reference)
-    tokens, mask = fault.inputs(reference)
-    torch.manual_seed(0)
-    report = twinlens.compare(reference, sublayers(candidate, tokens, mask), tokens=tokens, mask=mask)
-    assert misses(fault, report) == []
+    assert misses(fault, compared(fault, afar=True)[1]) == []

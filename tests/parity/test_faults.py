@@ -14,33 +14,21 @@ from typing import Any
 import pytest
 import torch
 
-import twinlens
 from tests.parity.faults import FAULTS, Fault
-from tests.parity.judged import misses, sublayers
+from tests.parity.judged import compared, misses
 from tests.parity.known import MENDED, NAMED, SUBLAYERS
 
 whole = pytest.mark.skipif(not os.environ.get("TWINLENS_ALL"), reason="TWINLENS_ALL=1 runs the whole table")
-
-
-def title(fault: Fault) -> str:
-    return f"{fault.family}: {fault.name}"
 
 
 def cases(faults: Iterable[Fault], known: dict[str, str]) -> list[Any]:
     """Parameters; what is known to fail is marked, strictly."""
     made = list[Any]()
     for fault in faults:
-        reason = known.get(title(fault))
+        reason = known.get(fault.title)
         marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
-        made.append(pytest.param(fault, id=title(fault), marks=marks))
+        made.append(pytest.param(fault, id=fault.title, marks=marks))
     return made
-
-
-def compared(fault: Fault) -> tuple[Any, twinlens.Report]:
-    reference = fault.reference()
-    candidate = fault.candidate(reference)
-    tokens, mask = fault.inputs(reference)
-    return candidate, twinlens.compare(reference, candidate, tokens=tokens, mask=mask)
 
 
 @whole
@@ -60,15 +48,11 @@ def test_a_fault_is_mended_to_the_last_bit(fault: Fault) -> None:
 @whole
 @pytest.mark.parametrize("fault", cases((f for f in FAULTS if f.sublayers), SUBLAYERS))
 def test_sublayer_outputs_are_enough(fault: Fault) -> None:
-    reference = fault.reference()
-    tokens, mask = fault.inputs(reference)
-    torch.manual_seed(0)
-    seen = sublayers(fault.candidate(reference), tokens, mask)
-    assert misses(fault, twinlens.compare(reference, seen, tokens=tokens, mask=mask)) == []
+    assert misses(fault, compared(fault, afar=True)[1]) == []
 
 
 def test_the_table_is_wide() -> None:
-    titles = [title(f) for f in FAULTS]
+    titles = [f.title for f in FAULTS]
     assert len(set(titles)) == len(titles)
     assert sum(not f.benign for f in FAULTS) >= 45
     assert sum(f.benign for f in FAULTS) >= 12

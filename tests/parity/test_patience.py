@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 import twinlens
-from tests.parity.faults import FAULTS
-from tests.parity.judged import misses, sublayers
+from tests.parity.judged import BY_NAME, compared, misses
 from twinlens.parity import examine
-
-BY_NAME = {f"{fault.family}: {fault.name}": fault for fault in FAULTS}
 
 
 def judged(name: str) -> tuple[list[str], twinlens.Report]:
-    fault = BY_NAME[name]
-    reference = fault.reference()
-    tokens, mask = fault.inputs(reference)
-    torch.manual_seed(0)
-    given = sublayers(fault.candidate(reference), tokens, mask)
-    report = twinlens.compare(reference, given, tokens=tokens, mask=mask)
-    return misses(fault, report), report
+    _, report = compared(BY_NAME[name], afar=True)
+    return misses(BY_NAME[name], report), report
 
 
 def test_a_search_without_patience_says_what_came_nearest(monkeypatch: pytest.MonkeyPatch) -> None:

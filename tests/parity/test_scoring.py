@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import twinlens
-from tests.parity.faults import FAULTS, attention, method, modeling, norms
-from tests.parity.judged import misses, sublayers
+from tests.parity.faults import attention, method, modeling, norms
+from tests.parity.judged import BY_NAME, compared, misses
 from tests.tiny import FAMILIES, random_tokens
 from twinlens import ops
 from twinlens.fields import kinds
@@ -20,9 +20,6 @@ from twinlens.parity.closed_form import closed_form
 from twinlens.parity.judge import Judge
 from twinlens.parity.merged import merge
 from twinlens.parity.score import Scorer
-from twinlens.recording import Recording
-
-BY_NAME = {f"{fault.family}: {fault.name}": fault for fault in FAULTS}
 
 
 def test_a_kernels_last_step_is_judged_from_the_site_before_it() -> None:
@@ -93,10 +90,7 @@ def test_a_mask_that_no_score_reaches_is_a_mask(lowest: float) -> None:
 
 def test_a_number_below_the_noise_of_every_entry_is_named() -> None:
     fault = BY_NAME["llama: eps of one norm"]
-    reference = fault.reference()
-    tokens, mask = fault.inputs(reference)
-    seen: Recording = sublayers(fault.candidate(reference), tokens, mask)
-    assert misses(fault, twinlens.compare(reference, seen, tokens=tokens, mask=mask)) == []
+    assert misses(fault, compared(fault, afar=True)[1]) == []
 
 
 def test_a_number_that_is_not_finite_has_no_name() -> None:
