@@ -244,11 +244,15 @@ def agreed(reference: Subject, candidate: Subject) -> Declaration:
     """The declaration under which both are judged: the reference's own, else the candidate's.
 
     Raises:
+        UnknownArchitecture: a transformers model of a family that is not declared.
         ComparisonError: neither says what it is, or they are of different families or sizes.
     """
     ours, theirs = reference.declaration(), candidate.said()
     declared = ours or candidate.declaration()
     if declared is None:
+        for side in (reference, candidate):
+            if isinstance(side, Live) and hasattr(getattr(side.module, "config", None), "to_dict"):
+                declare(from_module(side.module).config)  # says which families are known, and how to add one
         raise ComparisonError(
             f"neither {reference.name} nor {candidate.name} says what model it is; "
             "give --model PATH of a checkpoint with a config.json"
