@@ -61,6 +61,7 @@ _MODEL: dict[str, str] = {
     "ln_final.hook_out": "b p d",
     "logits": "b p v",
 }
+_BETWEEN_DOTS = re.compile(r"(?<=\.)\d+(?=\.)")
 _BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
@@ -85,6 +86,11 @@ def is_known(site: str) -> bool:
     """Whether a tensor of this name has a meaning here (inputs included)."""
     layer, rest = split(site)
     return rest in (_MODEL if layer is None else _BLOCK)
+
+
+def any_layer(text: str) -> str:
+    """`model.layers.3.mlp` as `model.layers.*.mlp`: names and words about them, alike in all layers."""
+    return _BETWEEN_DOTS.sub("*", text)
 
 
 def generic(site: str) -> str:

@@ -16,7 +16,7 @@ from twinlens.capture.lookahead import Lookahead
 from twinlens.capture.matching import role
 from twinlens.capture.own import OwnWeights
 from twinlens.capture.placement import Anchor, Place, Placement, sizes_of
-from twinlens.capture.search import Match, Search
+from twinlens.capture.search import Match, Search, lowest
 from twinlens.capture.settling import multiplies, settled, unwidened
 from twinlens.capture.uses import MOVES, added, root
 from twinlens.capture.values import near
@@ -202,7 +202,7 @@ class Aligner:
         """Whether a match on allowed scores is also masked where the replay is."""
         if not site.endswith("scores"):
             return True
-        hidden = value <= max(-1e30, torch.finfo(value.dtype).min / 2)
+        hidden = value <= lowest(value)
         theirs = match.layout.ours(self.graph[match.node], self.sizes)[hidden]
         return bool((theirs < theirs.new_tensor(-1e4)).all())
 

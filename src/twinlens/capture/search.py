@@ -17,6 +17,11 @@ LOWEST = -1e30
 """Below this, a score is a mask's: -inf and finfo.min are the same (finfo.min of float16 is never masked deeper)."""
 
 
+def lowest(scores: Tensor) -> float:
+    """Where masks begin in the dtype of some scores."""
+    return max(LOWEST, torch.finfo(scores.dtype).min / 2)
+
+
 @dataclass(frozen=True)
 class Match:
     """A node that holds a value, how it is laid out, how far it is from what was wanted."""
@@ -73,7 +78,7 @@ class Search:
         """A site's value with the entries that count: real rows, and of scores those that are not masked."""
         axes, counts = names.axes(site), None
         if axes[-1] == "s" and names.split(site)[1].endswith("scores"):
-            counts = value > max(LOWEST, torch.finfo(value.dtype).min / 2)
+            counts = value > lowest(value)
         mask = self.graph.mask
         if axes[0] == "b" and bool((value == value[:1]).all()):
             mask = None  # a table of positions: padding changes nothing in it

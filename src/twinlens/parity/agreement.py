@@ -10,11 +10,12 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from twinlens import sites
 from twinlens.parity.changes import SetField, Variant, slot
 from twinlens.parity.closed_form import closed_form
+from twinlens.parity.examine import Examiner
 from twinlens.parity.merged import Merged
 from twinlens.parity.result import Examination
 from twinlens.parity.score import Found, Scorer
@@ -26,27 +27,6 @@ _WIDER = (1, 2, 5)
 decides."""
 _WORSE = 1.02
 """A value outside of a step's own interval is taken where its distance grows by no more."""
-
-
-@runtime_checkable
-class Solver(Protocol):
-    """Who examined the steps, and may look at one of them again."""
-
-    def proposals(self, m: Merged) -> list[Variant]:
-        """What other steps were explained by, as this step could have it."""
-        ...
-
-    def solved(self, m: Merged, scorer: Scorer, found: Found) -> Examination:
-        """A step that changes explain."""
-        ...
-
-    def again(self, m: Merged, scorer: Scorer) -> Examination | None:
-        """A step under what was found since."""
-        ...
-
-    def besides(self, m: Merged, scorer: Scorer, e: Examination) -> Examination | None:
-        """An explained step with what else was found since."""
-        ...
 
 
 @dataclass
@@ -68,7 +48,7 @@ class Agreement:
     """The second look at the steps that were explained, now that all were seen."""
 
     def __init__(
-        self, spec: Spec, merged: Mapping[str, Merged], examined: dict[str, Examination], examiner: Solver
+        self, spec: Spec, merged: Mapping[str, Merged], examined: dict[str, Examination], examiner: Examiner
     ) -> None:
         self.spec, self.merged, self.examined, self.examiner = spec, merged, examined, examiner
         self._scorers: dict[str, Scorer] = {}

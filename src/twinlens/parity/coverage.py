@@ -12,7 +12,8 @@ from twinlens.parity.changes import SetField, Variant, twins
 from twinlens.parity.fit import Fit, numbers, slope
 from twinlens.parity.judge import Judge
 from twinlens.parity.merged import Merged, Rows, merge
-from twinlens.parity.rounding import Scale, difference
+from twinlens.parity.rounding import Scale, difference, unmasked
+from twinlens.parity.score import IMPOSSIBLE
 from twinlens.sites import axes
 
 _ROWS = 8
@@ -84,11 +85,11 @@ def _same(m: Merged, native: torch.Tensor, change: SetField) -> bool:
     """Whether a change would leave the step as it is, to rounding."""
     try:
         other = m.native(Variant((change,)))
-    except (ValueError, RuntimeError, AssertionError, ZeroDivisionError):
+    except IMPOSSIBLE:
         return False
     if other.shape != native.shape:
         return False
     error, support = difference(m.target, other, native)
-    size = native.double().masked_fill(native < torch.finfo(torch.float32).min / 2, 0.0).norm()
+    size = unmasked(m.target, native.double()).norm()
     u = torch.finfo(native.dtype).eps / 2
     return support == 0 and float(error.norm()) <= u * float(size)

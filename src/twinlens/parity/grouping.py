@@ -131,17 +131,13 @@ def _enters(spec: Spec, change: Change) -> str:
 
 def _key(change: Change, cause: Cause) -> Any:
     if isinstance(change, Use):
-        return (_generic_name(change.name), _generic_name(change.pattern), _apart(change.name, change.other))
+        return (sites.any_layer(change.name), sites.any_layer(change.pattern), _apart(change.name, change.other))
     value = cause.candidate
     return (type(change).__name__, _rounded(cause.reference), _rounded(value))
 
 
 def _rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def _generic_name(name: str) -> str:
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 def _apart(name: str, other: str) -> int:

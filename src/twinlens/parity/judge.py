@@ -18,7 +18,7 @@ from twinlens.parity.examine import Examiner
 from twinlens.parity.grouping import group_causes, group_orders
 from twinlens.parity.merged import Meter, merge, work
 from twinlens.parity.result import Examination, Finding, Result, Unexplained
-from twinlens.parity.rounding import by_rows, difference, equal
+from twinlens.parity.rounding import by_rows, difference, equal, unmasked
 from twinlens.recording import Recording
 from twinlens.sites import INPUTS, axes
 from twinlens.spec import Spec, Weights
@@ -201,14 +201,9 @@ def _largest(x: Tensor) -> float:
 
 def _size(site: str, x: Tensor) -> float:
     """Root mean square, masked scores left out; in double precision only where single overflows."""
-    if site.endswith("scores"):
-        x = _finite(x)
+    x = unmasked(site, x)
     single = _rms(x.float())
     return single if math.isfinite(single) else _rms(x.double())
-
-
-def _finite(x: Tensor) -> Tensor:
-    return x.masked_fill(x < torch.finfo(torch.float32).min / 2, 0.0)
 
 
 def check_tokens(reference: Recording, candidate: Recording) -> None:

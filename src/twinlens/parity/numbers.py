@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -54,14 +54,7 @@ class Numbers:
 
     def fewest(self, start: Found) -> Found | None:
         """The fewest numbers that bring the step nearest, by derivative, on top of what is changed already."""
-        taken = {(s, c.name) for c in start.variant.changes if isinstance(c, SetField) for s in c.sites}
-        fit = self.fit(start.variant)
-        gone = {s for c in start.variant.changes if isinstance(c, Leave) for s in c.sites}
-        free = [
-            n
-            for n in numbers(start.variant.steps(self.merged.steps))
-            if (n.site, n.name) not in taken and n.site not in gone
-        ]
+        fit, free = self.fit(start.variant), self._free(numbers, start.variant)
         best, chosen = start, list[Number]()
         while len(chosen) < _MOST and len(free) > len(chosen):
             step = self._next_number(fit, chosen, [n for n in free if n not in chosen], start)
@@ -74,9 +67,7 @@ class Numbers:
 
     def everywhere(self, start: Found) -> Found | None:
         """One number, changed wherever it stands with the value that it has, if that explains the step; with a name."""
-        steps = start.variant.steps(self.merged.steps)
-        taken = {(s, c.name) for c in start.variant.changes if isinstance(c, SetField) for s in c.sites}
-        free = [n for n in alike(steps) if not taken.intersection((s, n.name) for s in n.sites)]
+        steps, free = start.variant.steps(self.merged.steps), self._free(alike, start.variant)
         step = self._next_number(self.fit(start.variant), [], free, start) if free else None
         if step is None or not self.scorer.is_explained(step[1].score) or not step[1].names:
             return None
@@ -128,8 +119,7 @@ class Numbers:
 
     def _alike(self, change: SetField, rest: Variant) -> list[Number]:
         """Numbers whose derivative has the direction of a changed one's."""
-        taken = {(s, c.name) for c in rest.changes if isinstance(c, SetField) for s in c.sites}
-        free = [n for n in numbers(rest.steps(self.merged.steps)) if (n.site, n.name) not in taken]
+        free = self._free(numbers, rest)
         mine = next((i for i, n in enumerate(free) if (n.sites, n.name) == (change.sites, change.name)), None)
         if mine is None or len(free) < 2:
             return []
@@ -137,6 +127,16 @@ class Numbers:
         lengths = slopes.norm(dim=0)
         cosines = (slopes.T @ slopes[:, mine] / (lengths * lengths[mine]).clamp_min(1e-300)).abs().tolist()
         return [n for i, n in enumerate(free) if i != mine and cosines[i] > _ALIKE]
+
+    def _free(self, of: Callable[[Iterable[Step]], list[Number]], base: Variant) -> list[Number]:
+        """Numbers of the changed steps that no change has set or left out."""
+        taken = {(s, c.name) for c in base.changes if isinstance(c, SetField) for s in c.sites}
+        gone = {s for c in base.changes if isinstance(c, Leave) for s in c.sites}
+        return [
+            n
+            for n in of(base.steps(self.merged.steps))
+            if not gone.intersection(n.sites) and not taken.intersection((s, n.name) for s in n.sites)
+        ]
 
     def sharp(self, found: Found | None) -> Found | None:
         """Below rounding's loose scale numbers count only if they are sharp and take most of the error away."""

@@ -44,6 +44,12 @@ def masked(site: str, tensor: Tensor) -> Tensor | None:
     return tensor < UNREACHED if axes(site)[-1] == "s" and site.endswith("scores") else None
 
 
+def unmasked(site: str, tensor: Tensor) -> Tensor:
+    """With 0 where scores say that a query may not look."""
+    hidden = masked(site, tensor)
+    return tensor if hidden is None else tensor.masked_fill(hidden, 0.0)
+
+
 def difference(site: str, x: Tensor, y: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, int]:
     """x - y, in float64, and the number of entries that only one side masks (there the difference is 0)."""
     x, y = same_width(x, y)

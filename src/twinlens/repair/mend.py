@@ -18,7 +18,7 @@ from twinlens.fields import kind_of, kinds
 from twinlens.inputs import given
 from twinlens.ops import Op
 from twinlens.parity.changes import SetField, Variant
-from twinlens.parity.rounding import difference
+from twinlens.parity.rounding import difference, unmasked
 from twinlens.repair import handles
 from twinlens.repair.handles import Handle
 from twinlens.repair.instructions import Instruction, read
@@ -41,11 +41,6 @@ def _is_better(now: Error, before: Error) -> bool:
 def _kind(i: Instruction) -> tuple[str, ...]:
     """What is mended, whatever the layer."""
     return (i.what, i.parameter, i.name, names.generic(i.sites[0]), str(i.candidate))
-
-
-def _generic(words: str) -> str:
-    """A handle's words, whatever the layer."""
-    return re.sub(r"\.\d+\.", ".*.", words)
 
 
 @dataclass
@@ -119,7 +114,7 @@ class Mender:
         for here in by_place.values():
             for j in here:
                 if i.what == "field" and _kind(j) == _kind(i):
-                    same = (h for h in self._handles(j) if _generic(h.words) == _generic(words))
+                    same = (h for h in self._handles(j) if names.any_layer(h.words) == names.any_layer(words))
                     trials += [(here, j, handle) for handle in same][:1]
         if not trials:
             return
@@ -263,7 +258,7 @@ class Mender:
         with torch.no_grad():
             native = self._native(site, found, others)
         error, support = difference(site, value, native)
-        size = native.double().masked_fill(native < torch.finfo(torch.float32).min / 2, 0.0).norm()
+        size = unmasked(site, native.double()).norm()
         return support, float(error.norm() / size.clamp_min(1e-300))
 
     def _seen(self) -> dict[str, Tensor]:
