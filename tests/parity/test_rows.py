@@ -62,3 +62,13 @@ def test_a_head_of_its_own_is_not_what_was_seen_as_the_embedding() -> None:
     untied(candidate)
     report = twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, 40))
     assert [(c.parameter, c.site) for c in report.causes] == [("weight", "logits")]
+
+
+def test_rows_scaled_differently_are_two_causes() -> None:
+    reference: Any = FAMILIES["llama"]()
+    candidate = copy.deepcopy(reference)
+    with torch.no_grad():
+        for layer, factor in ((0, 0.5), (1, 0.75)):
+            candidate.model.layers[layer].mlp.down_proj.weight[7] *= factor
+    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference))
+    assert [(c.parameter, c.layers) for c in report.causes] == [("weight", [0]), ("weight", [1])]
