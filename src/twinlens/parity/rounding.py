@@ -57,7 +57,13 @@ def difference(site: str, x: Tensor, y: Tensor, dtype: torch.dtype = torch.float
     mx, my = masked(site, x), masked(site, y)
     if mx is None or my is None:
         return d, 0
-    return d.masked_fill(mx | my, 0.0), int((mx ^ my).sum())
+    return d.masked_fill(mx | my, 0.0), support(site, x, y)
+
+
+def support(site: str, x: Tensor, y: Tensor) -> int:
+    """How many entries only one side masks."""
+    mx, my = masked(site, x), masked(site, y)
+    return 0 if mx is None or my is None else int((mx ^ my).sum())
 
 
 def same_width(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

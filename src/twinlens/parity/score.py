@@ -10,7 +10,7 @@ from torch import Tensor
 from twinlens.fields import kind_of
 from twinlens.parity.changes import Change, SetField, Variant
 from twinlens.parity.merged import Merged, Rows
-from twinlens.parity.rounding import Ratio, Scale, by_rows, difference, masked
+from twinlens.parity.rounding import Ratio, Scale, by_rows, difference, masked, support
 from twinlens.sites import axes
 from twinlens.spec import Spec
 
@@ -95,9 +95,9 @@ class Scorer:
         if native.shape[:-1] != self.merged.value.shape[:-1]:
             return _FAR
         error, _ = difference(site, self.rows.of(site, self.merged.value), self.rows.of(site, native))
-        _, support = difference(site, self.merged.value, native)
+        apart = support(site, self.merged.value, native)
         rms = float((by_rows(site, error, self.scale.mask) * self.scale.weights()).square().mean().sqrt())
-        return Score(support, rms if rms == rms else float("inf"), (scale or self.scale).ratio(error, support))
+        return Score(apart, rms if rms == rms else float("inf"), (scale or self.scale).ratio(error, apart))
 
     def is_explained(self, score: Score) -> bool:
         """Rounding, with most of the error gone; and much nearer than before where rounding's scale is loose."""

@@ -36,22 +36,12 @@ def describe(spec: Spec, name: str, ours: Tensor, weights: Weights) -> tuple[str
     reference = weights(name)
     if ours.shape != reference.shape:
         return f"shape {tuple(ours.shape)} for {tuple(reference.shape)}", ""
-    for other in same_kind(spec, name):
-        if (
-            other != name
-            and weights(other).shape == ours.shape
-            and torch.equal(weights(other), ours.to(reference.dtype))
-        ):
+    stored, others = ours.to(reference.dtype), dict.fromkeys([*same_kind(spec, name), *spec.weight_names])
+    for other in others:
+        if other != name and weights(other).shape == ours.shape and torch.equal(weights(other), stored):
             return f"holds {other}", other
     if ours.ndim == 2 and ours.shape[0] == ours.shape[1] and torch.equal(reference.T, ours):
         return "transposed", name
-    for other in spec.weight_names:
-        if (
-            other != name
-            and weights(other).shape == ours.shape
-            and torch.equal(weights(other), ours.to(reference.dtype))
-        ):
-            return f"holds {other}", other
     return pattern(reference, ours), name
 
 
