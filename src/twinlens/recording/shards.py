@@ -1,4 +1,4 @@
-"""Shards: safetensors files that are written and hashed in one pass, and read lazily.
+"""Shards: safetensors files that are hashed while they are written, and read lazily.
 
 The format is https://huggingface.co/docs/safetensors: eight bytes of header length, a JSON header,
 the tensors' bytes. It is written here rather than by the library because the library wants every
@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ CODES = {
 """safetensors' word for each dtype that a recording holds."""
 
 CHUNK = 1 << 20
-"""Bytes hashed, then written, at a time: they are still in the processor's cache for the second."""
+"""Bytes hashed, and beside it written, at a time: neither keeps the other, or the interpreter, waiting for long."""
 
 
 @dataclass(frozen=True)
@@ -81,19 +82,26 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> Seal:
     Raises OSError where the disk does; then nothing is left behind.
     """
     unfinished = path.with_name(path.name + ".tmp")
-    digest, size = hashlib.sha256(), 0
+    chunks = list(_file_bytes(tensors))
     try:
-        with unfinished.open("wb") as file:
-            for chunk in _file_bytes(tensors):
-                digest.update(chunk)
-                size += file.write(chunk)
+        with ThreadPoolExecutor(1) as beside, unfinished.open("wb") as file:
+            digest = beside.submit(_sha256, chunks)
+            size = sum(file.write(chunk) for chunk in chunks)
             file.flush()
             os.fsync(file.fileno())
+            seal = Seal(digest.result(), size)
         unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    return Seal(digest.hexdigest(), size)
+    return seal
+
+
+def _sha256(chunks: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _file_bytes(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
@@ -184,15 +192,11 @@ class Shards:
             raise self._damaged(name, f"has {path.stat().st_size} bytes where the manifest says {expected}")
 
     def _check_hash(self, name: str) -> None:
-        digest, expected = hashlib.sha256(), self._seals[name].sha256
+        expected = self._seals[name].sha256
         with (self._folder / name).open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-        if digest.hexdigest() != expected:
-            raise self._damaged(
-                name,
-                f"has the hash {digest.hexdigest()[:12]}… where the manifest says {expected[:12]}…",
-            )
+            found = _sha256(iter(lambda: file.read(CHUNK), b""))
+        if found != expected:
+            raise self._damaged(name, f"has the hash {found[:12]}… where the manifest says {expected[:12]}…")
 
     def _damaged(self, name: str, what: str) -> RecordingError:
         return RecordingError(
