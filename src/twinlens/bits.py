@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor
-
-_WORD = 8
-"""Bytes that are compared at once; torch.equal compares one entry at a time."""
 
 
 def equal(x: Tensor, y: Tensor) -> bool:
@@ -15,17 +16,28 @@ def equal(x: Tensor, y: Tensor) -> bool:
         return False
     if x.data_ptr() == y.data_ptr() and x.stride() == y.stride():
         return True
-    a, b = _words(x), _words(y)
-    if a is not None and b is not None and x.stride() == y.stride() and torch.equal(a, b):
-        return True
-    return torch.equal(x, y)  # also where a zero has the other sign
+    return _same_memory(x, y) or torch.equal(x, y)  # also where a zero has the other sign
 
 
-def _words(tensor: Tensor) -> Tensor | None:
-    """The memory of a tensor that has no gaps, as words; None where it has any, or too few bytes."""
+def _same_memory(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors of one layout without gaps hold the same bytes; torch compares one entry at a time."""
+    compare = _memcmp()
+    if compare is None or x.device.type != "cpu" or x.stride() != y.stride() or not _is_dense(x):
+        return False
+    return compare(x.data_ptr(), y.data_ptr(), x.nbytes) == 0
+
+
+def _is_dense(tensor: Tensor) -> bool:
     order = sorted(range(tensor.ndim), key=lambda axis: -tensor.stride(axis))
-    dense = tensor.detach().permute(order)
-    whole = tensor.nbytes % _WORD == 0 and tensor.data_ptr() % _WORD == 0 and tensor.nbytes > 0
-    if not whole or not dense.is_contiguous() or tensor.is_complex() or tensor.is_conj():
+    return tensor.detach().permute(order).is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+
+
+@cache
+def _memcmp() -> Callable[[int, int, int], int] | None:
+    """The C library's, where there is one to be asked."""
+    try:
+        function = ctypes.CDLL(None).memcmp
+    except (AttributeError, OSError, TypeError):
         return None
-    return dense.view(-1).view(torch.int64)
+    function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t), ctypes.c_int
+    return function

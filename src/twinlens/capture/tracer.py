@@ -135,7 +135,8 @@ class Tracer(TorchFunctionMode):
         tokens: bool = False,
     ) -> Tensor:  # fmt: skip
         index = len(self.nodes)
-        key = self._key(name, inputs, slot, owner)
+        key, plain = self._next_key(name, inputs, slot, owner)
+        self._times[plain] = self._times.get(plain, 0) + 1
         if key in self._replace:
             out = self._replace[key](self._kept | {key: out})
             self.replaced.add(key)
@@ -151,9 +152,7 @@ class Tracer(TorchFunctionMode):
 
     def _fed(self, name: str, inputs: tuple[int, ...], args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The arguments of a call, with another tensor for one of them where the call is one that shall read it."""
-        plain = hash((name, 0, None, self._form, *[self.nodes[i].key for i in inputs]))  # as `_key` has it
-        times = self._times.get(plain, 0)
-        reader = plain if times == 0 else hash((plain, times))
+        reader, _ = self._next_key(name, inputs)
         if reader not in self._feed:
             return args, kwargs
         key, other = self._feed[reader]
@@ -162,12 +161,12 @@ class Tracer(TorchFunctionMode):
         self.replaced.add(reader)
         return exchanged(args, given, value), exchanged(kwargs, given, value)
 
-    def _key(self, name: str, inputs: tuple[int, ...], slot: int, owner: str | None) -> int:
+    def _next_key(self, name: str, inputs: tuple[int, ...], slot: int = 0, owner: str | None = None) -> tuple[int, int]:
+        """The key of the node that such a call makes next, and what calls of the same kind are counted under."""
         nodes = self.nodes
         plain = hash((name, slot, owner, self._form, *[nodes[i].key for i in inputs]))
         times = self._times.get(plain, 0)
-        self._times[plain] = times + 1
-        return plain if times == 0 else hash((plain, times))
+        return plain if times == 0 else hash((plain, times)), plain
 
     def _register(self, tensor: Tensor, index: int) -> None:
         ref = weakref.ref(tensor)
