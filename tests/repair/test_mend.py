@@ -130,3 +130,18 @@ def test_as_many_calls_for_many_layers_as_for_two(layers: int) -> None:
     candidate.register_forward_pre_hook(lambda *_: calls.append(1))
     assert report.fix(candidate).verdict == "identical"
     assert len(calls) <= 12
+
+
+def test_a_head_that_is_not_tied_any_more_is_mended_where_it_is_read() -> None:
+    def untied(model: Any) -> None:
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone())
+        model.lm_head.weight[5] += 0.3
+
+    reference = tiny_gpt2()
+    candidate: Any = copy.deepcopy(reference)
+    with torch.no_grad():
+        untied(candidate)
+    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, 40))
+    assert [c.parameter for c in report.causes] == ["weight"]
+    assert report.fix(candidate).verdict == "identical"
+    assert not torch.equal(candidate.lm_head.weight, candidate.transformer.wte.weight)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from twinlens import sites as names
-from twinlens.capture import Anchor, Placement, capture, graft, placed
-from twinlens.fields import kind_of, kinds
+from twinlens.capture import Placement, capture, graft, placed
+from twinlens.fields import kinds
 from twinlens.inputs import given
 from twinlens.ops import Op
 from twinlens.parity.changes import SetField, Variant
 from twinlens.parity.rounding import difference, unmasked
-from twinlens.repair import handles
+from twinlens.repair import held
 from twinlens.repair.handles import Handle
 from twinlens.repair.instructions import Instruction, read
 from twinlens.sites import INPUTS
@@ -114,7 +112,11 @@ class Mender:
         for here in by_place.values():
             for j in here:
                 if i.what == "field" and _kind(j) == _kind(i):
-                    same = (h for h in self._handles(j) if names.any_layer(h.words) == names.any_layer(words))
+                    same = (
+                        h
+                        for h in held.of_field(self.module, self.spec, self.placement, j)
+                        if names.any_layer(h.words) == names.any_layer(words)
+                    )
                     trials += [(here, j, handle) for handle in same][:1]
         if not trials:
             return
@@ -140,10 +142,14 @@ class Mender:
 
     def _set(self, i: Instruction, others: Sequence[Instruction]) -> bool:
         if i.what == "weight":
-            return self._set_weight(i)
+            handle = held.of_weight(self.module, self.placement, self.weights, i.name)
+            if handle is not None:
+                self._put(handle)
+                self._keep(handle)
+            return handle is not None
         if i.what != "field":
             return False
-        candidates = list(self._handles(i))
+        candidates = list(held.of_field(self.module, self.spec, self.placement, i))
         if not candidates:
             return False
         before = self._error(i.seen_at, others)
@@ -171,74 +177,6 @@ class Mender:
             return self._error(seen_at, others)
         except Exception:  # the border: an implementation may raise anything at a value that it does not expect
             return _NOTHING
-
-    def _handles(self, i: Instruction) -> Iterator[Handle]:
-        old, new = read(i.candidate), getattr(self.spec.at[i.sites[0]].op, i.name)
-        holders = list(handles.holders(self.module, self._layer_paths(i.sites[0])))
-        ops = [self.spec.at[site].op for site in i.sites]
-        tables = [
-            table
-            for holder in holders
-            for op in ops
-            for table in handles.tables(holder, op.replace(**{i.name: old}), op)
-        ]
-        if tables:  # an implementation may hold one in each layer
-            yield handles.together(tables)
-        for holder in holders:
-            kind = kind_of(self.spec.at[i.sites[0]].op, i.name)
-            if kind.name == "integer" and old is not None:
-                yield from handles.integers(holder, old, new)
-            elif kind.name == "number" and old is not None:
-                yield from handles.numbers(holder, float(old), None if new is None else float(new))
-            elif kind.name in ("integer", "number"):
-                yield from handles.switches(holder, i.name, new)
-
-    def _layer_paths(self, site: str) -> list[str]:
-        """Where the modules of a site's layer stand, by the parameters that were found in it."""
-        layer = names.split(site)[0]
-        if layer is None:
-            return []
-        owners = [
-            owner
-            for step in self.spec.steps
-            if names.split(step.writes)[0] == layer
-            for _, weight in step.weights
-            if (anchor := self.placement.anchors.get(weight.name)) is not None
-            for owner in ((anchor.owner,) if anchor.owner else anchor.made_of)
-        ]
-        layers = Counter(m[0] for o in owners if (m := re.match(r".*?\.\d+(?=\.)", o)))
-        return [layers.most_common(1)[0][0]] if layers else []
-
-    def _set_weight(self, i: Instruction) -> bool:
-        anchor = self.placement.anchors.get(i.name)
-        if anchor is None or anchor.owner is None:
-            return False
-        named = dict(self.module.named_parameters(remove_duplicate=False))
-        parameter = named.get(anchor.owner)
-        if parameter is None or parameter.untyped_storage().data_ptr() != anchor.tensor.untyped_storage().data_ptr():
-            return False
-        reference = self.weights(i.name)
-        if self._serves_another(i.name, anchor):
-            paths = [path for path, p in named.items() if p is parameter]
-            if i.name not in paths:
-                return False
-            handle = handles.untied(self.module, i.name, parameter, anchor.tensor, reference)
-        else:
-            handle = handles.weight(i.name, anchor.tensor, anchor.owner, reference)
-        self._put(handle)
-        self._keep(handle)
-        return True
-
-    def _serves_another(self, name: str, anchor: Anchor) -> bool:
-        """Whether the memory of a tensor that is to be mended holds another one of the checkpoint, rightly."""
-        memory = anchor.tensor.untyped_storage().data_ptr()
-        return any(
-            other.tensor.untyped_storage().data_ptr() == memory
-            and other.tensor.data_ptr() == anchor.tensor.data_ptr()
-            and torch.equal(other.tensor, self.weights(other_name))
-            for other_name, other in self.placement.anchors.items()
-            if other_name != name
-        )
 
     def _keep(self, handle: Handle) -> None:
         self.done.words.append(handle.words)
