@@ -8,6 +8,7 @@ position, `h` query head, `k` key/value head, `e` head width, `d` model width, `
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 INPUTS = ("tokens", "positions", "mask", "slots")
 """What a model is given. `slots` [p] is where this call's tokens stand among the keys."""
@@ -70,12 +71,14 @@ def block(layer: int, rest: str) -> str:
     return f"blocks.{layer}.{rest}"
 
 
+@lru_cache(maxsize=1 << 14)
 def split(site: str) -> tuple[int | None, str]:
     """The layer of a site (None outside the blocks) and its name within the block."""
     match = _BLOCK_NAME.fullmatch(site)
     return (int(match[1]), match[2]) if match else (None, site)
 
 
+@lru_cache(maxsize=1 << 14)
 def axes(site: str) -> tuple[str, ...]:
     """The axes of a known site. Raises KeyError for an unknown one."""
     layer, rest = split(site)

@@ -31,19 +31,15 @@ class Layout:
 
     def ours(self, theirs: Tensor, sizes: Mapping[str, int]) -> Tensor:
         """Their tensor as the site has it; a view where that is possible."""
-        held = [axis for group in self.groups for axis in group]
-        shape: list[int] = []
-        for group, size in zip(self.groups, theirs.shape, strict=True):
-            shape.extend(_split(group, size, sizes))
-        x = theirs.reshape(shape)
-        if REPEAT in held:
-            x = x.select(held.index(REPEAT), 0)
-            held.remove(REPEAT)
-        x = x.permute([held.index(axis) for axis in self.site if axis in held])
-        for at, axis in enumerate(self.site):
-            if axis not in held:
-                x = x.unsqueeze(at)
-        return x.expand([sizes[a] if a not in held else s for a, s in zip(self.site, x.shape, strict=True)])
+        shape, copies, order, missing, wide = _way(self, tuple(theirs.shape), tuple(sizes.items()))
+        x = theirs if shape is None else theirs.reshape(shape)
+        if copies is not None:
+            x = x.select(copies, 0)
+        if order is not None:
+            x = x.permute(order)
+        for at in missing:
+            x = x.unsqueeze(at)
+        return x.expand(wide) if missing else x
 
     def theirs(self, ours: Tensor, like: Tensor) -> Tensor:
         """Our tensor as theirs has it, in the shape and dtype of `like`."""
@@ -56,6 +52,28 @@ class Layout:
             copies = like.numel() // ours.numel()
             ours, left = ours.unsqueeze(0).expand(copies, *ours.shape), [REPEAT, *left]
         return ours.permute([left.index(axis) for axis in held]).reshape(like.shape).to(like.dtype)
+
+
+Way = tuple["list[int] | None", "int | None", "list[int] | None", list[int], list[int]]
+
+
+@lru_cache(maxsize=4096)
+def _way(layout: Layout, theirs: tuple[int, ...], known: tuple[tuple[str, int], ...]) -> Way:
+    """From a tensor of theirs to ours: its shape with one axis for each of ours, the axis of copies, the order of the
+    rest, the axes over which it does not vary, and our shape; None for what changes nothing.
+    """
+    sizes = dict(known)
+    held = [axis for group in layout.groups for axis in group]
+    shape = [n for group, size in zip(layout.groups, theirs, strict=True) for n in _split(group, size, sizes)]
+    copies = held.index(REPEAT) if REPEAT in held else None
+    left = [(axis, n) for axis, n in zip(held, shape, strict=True) if axis != REPEAT]
+    axes = [axis for axis, _ in left]
+    order = [axes.index(axis) for axis in layout.site if axis in axes]
+    ours = dict(left)
+    wide = [ours[axis] if axis in ours else sizes[axis] for axis in layout.site]
+    missing = [at for at, axis in enumerate(layout.site) if axis not in axes]
+    turned = order != sorted(order)
+    return shape if tuple(shape) != theirs else None, copies, order if turned else None, missing, wide
 
 
 def _split(group: tuple[str, ...], size: int, sizes: Mapping[str, int]) -> list[int]:

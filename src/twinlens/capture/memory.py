@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from twinlens.capture.functions import Function
+
 
 def tensors(*trees: Any) -> list[Tensor]:
     """The tensors among arguments, in order."""
@@ -23,6 +25,27 @@ def _collect(tree: Any, found: list[Tensor]) -> None:
             found.append(item)
         elif isinstance(item, (tuple, list, dict)):
             _collect(item, found)
+
+
+Signature = tuple[tuple[int, ...], str]
+"""Which arguments of a call are tensors, and the form of the others."""
+
+
+def signature(args: tuple[Any, ...]) -> Signature | None:
+    """The same for all calls whose arguments have these types; None where that does not say it all."""
+    types = tuple(map(type, args))
+    try:
+        return _SIGNATURES[types]
+    except KeyError:
+        at = tuple(i for i, kind in enumerate(types) if _FORMS.get(kind) == "t")
+        mute = any(kind not in _FORMS and issubclass(kind, _TELLING) for kind in types)
+        known = None if mute else (at, form(args[1:]))
+        return _SIGNATURES.setdefault(types, known)
+
+
+_SIGNATURES = dict[tuple[type, ...], Signature | None]()
+_TELLING = (Tensor, tuple, list, dict, slice, str)
+"""Types of arguments that must be looked at."""
 
 
 def exchanged(tree: Any, these: list[Tensor], by: Tensor) -> Any:
@@ -53,33 +76,11 @@ def _form_of(argument: Any) -> str:
     return argument if isinstance(argument, str) else type(argument).__name__
 
 
-_MUTATING = frozenset(
-    f"__i{name}__"
-    for name in (
-        "add",
-        "sub",
-        "mul",
-        "truediv",
-        "floordiv",
-        "pow",
-        "mod",
-        "and",
-        "or",
-        "xor",
-        "matmul",
-        "lshift",
-        "rshift",
-    )
-) | {"__setitem__"}
-
-
-def written_by(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """Tensors that a call writes into, told by torch's naming: a trailing underscore, `__iadd__`, `out=`."""
+def written_by(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> list[Tensor]:
+    """Tensors that a call writes into: its first argument, or `out=`."""
     written = tensors((kwargs["out"],)) if kwargs and kwargs.get("out") is not None else []
-    in_place = name[-1:] == "_" and (name[-2:] != "__" or name in _MUTATING)
-    if (in_place or (kwargs and kwargs.get("inplace") is True)) and args and isinstance(args[0], Tensor):
-        written.append(args[0])
-    return written
+    in_place = function.writes or (kwargs and kwargs.get("inplace") is True)
+    return [*written, args[0]] if in_place and args and isinstance(args[0], Tensor) else written
 
 
 def memory_of(tensor: Tensor) -> int:

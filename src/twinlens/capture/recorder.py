@@ -78,7 +78,8 @@ def capture(
     for attempt in _attempts(module, spec, weights, tokens, mask, call, placement, known):
         graph = Tracer(module, tokens, mask, attempt.keys(keep)).run(module, call)
         if attempt.holds(graph):
-            _remember(module, spec, attempt)
+            if attempt is not placement:
+                _remember(module, spec, attempt)
             return graph, attempt
     graph = trace(module, tokens, mask=mask, call=call)
     return graph, align(graph, spec, weights)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from types import BuiltinFunctionType, MethodDescriptorType, MethodWrapperType
 from typing import Any
 
 import torch
@@ -12,21 +11,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from twinlens.capture.calling import Call, invoke
+from twinlens.capture.functions import Function, function, function_of_c
 from twinlens.capture.graph import ALIAS, LEAF, Graph, Node
-from twinlens.capture.memory import exchanged, form, memory_of, overlap, tensors, written_by
+from twinlens.capture.memory import exchanged, form, memory_of, overlap, signature, tensors, written_by
 from twinlens.capture.patched import asked
 from twinlens.errors import CaptureError
-
-FACTORIES = frozenset(
-    f"{kind}{form}" for kind in ("ones", "zeros", "empty", "full", "rand", "randn") for form in ("_like",)
-) | {"new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"}
-"""Functions whose result has a shape or a dtype of what they are given, and nothing of its values."""
-
-_SILENT = frozenset(("__set__", "requires_grad_", "is_floating_point", "size", "dim", "__len__", "is_complex"))
-"""Functions that make no tensor."""
-
-_OF_C = frozenset((BuiltinFunctionType, MethodDescriptorType, MethodWrapperType))
-"""Types of functions that are written in C: nobody can have put them in the place of others."""
 
 Replacement = Callable[[Mapping[int, Tensor]], Tensor]
 
@@ -58,6 +47,7 @@ class Tracer(TorchFunctionMode):
         self._owners = _owners(module)
         self._where: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._storages: dict[int, list[weakref.ref[Tensor]]] = {}
+        self._recent: list[weakref.ref[Tensor]] = []
         self._written: dict[int, int] = {}
         self._held: list[Tensor] = []
         self._times: dict[int, int] = {}
@@ -86,73 +76,80 @@ class Tracer(TorchFunctionMode):
             )
         self._where.clear()
         self._storages.clear()
+        self._recent.clear()
         self._held.clear()
         return Graph(self.nodes, tokens, mask, at)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if type(func) not in _OF_C:
+        what = function_of_c(func)
+        if what is None:
             func = asked(func)
-        name = getattr(func, "__name__", "")
-        if name == "__get__":  # a property: most are shapes and dtypes, a few (T, mT, data, real) are tensors
+            what = function(func)
+        if what.attribute:  # most are shapes and dtypes, a few (T, mT, data, real) are tensors
             out = func(*args)
             if not isinstance(out, Tensor):
                 return out
             self._form = ""
-            name = getattr(func.__self__, "__name__", "property")
-            return self._made(name, (self._node(args[0]),), out)
-        kwargs = kwargs or {}
-        if name in _SILENT:
-            return func(*args, **kwargs)
-        inputs = tuple([self._node(t) for t in tensors(args, kwargs)])
-        self._form = form(args[1:])
+            return self._made(what, (self._node(args[0]),), out)
+        if what.silent:
+            return func(*args, **(kwargs or {}))
+        inputs = self._inputs(args, kwargs)
         if self._feed:
-            args, kwargs = self._fed(name, inputs, args, kwargs)
-        targets = written_by(name, args, kwargs)
-        if targets:
-            return self._mutation(func, name, args, kwargs, inputs, targets)
-        out = func(*args, **kwargs)
-        return self._made(name, inputs, out)
+            args, kwargs = self._fed(what.name, inputs, args, kwargs or {})
+        if what.writes or kwargs:
+            targets = written_by(what, args, kwargs)
+            if targets:
+                return self._mutation(func, what, args, kwargs or {}, inputs, targets)
+        return self._made(what, inputs, func(*args, **kwargs) if kwargs else func(*args))
 
-    def _made(self, name: str, inputs: tuple[int, ...], out: Any) -> Any:
+    def _inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> tuple[int, ...]:
+        """The nodes that a call reads; the form of its arguments is kept for its key."""
+        known = signature(args)
+        given = tensors(args) if known is None else [args[i] for i in known[0]]
+        if kwargs:
+            given += tensors(kwargs.values())
+        inputs = tuple([self._node(t) for t in given])
+        self._form = form(args[1:]) if known is None else known[1]  # after the nodes: a leaf has none
+        return inputs
+
+    def _made(self, what: Function, inputs: tuple[int, ...], out: Any) -> Any:
         if isinstance(out, Tensor):
-            return self._new(name, inputs, out, 0)
+            return self._new(what, inputs, out, 0)
         if isinstance(out, (tuple, list)) and not isinstance(out, torch.Size):
-            made = [self._new(name, inputs, o, slot) if isinstance(o, Tensor) else o for slot, o in enumerate(out)]
+            made = [self._new(what, inputs, o, slot) if isinstance(o, Tensor) else o for slot, o in enumerate(out)]
             if self._replace and any(a is not b for a, b in zip(made, out, strict=True)):
                 return type(out)(made)
         return out
 
-    def _new(self, name: str, inputs: tuple[int, ...], out: Tensor, slot: int) -> Tensor:
-        at = self._find(out)
-        if at is not None:  # the function returned what it was given
+    def _new(self, what: Function, inputs: tuple[int, ...], out: Tensor, slot: int) -> Tensor:
+        if self._find(out) is not None:  # the function returned what it was given
             return out
-        return self._add(name, () if name in FACTORIES else inputs, out, slot)
+        return self._add(what.name, () if what.factory else inputs, out, slot)
 
     def _add(
         self, name: str, inputs: tuple[int, ...], out: Tensor, slot: int = 0, owner: str | None = None,
         tokens: bool = False,
     ) -> Tensor:  # fmt: skip
-        index = len(self.nodes)
-        key, plain = self._next_key(name, inputs, slot, owner)
-        self._times[plain] = self._times.get(plain, 0) + 1
+        nodes = self.nodes
+        key, plain, times = self._next_key(name, inputs, slot, owner)
+        self._times[plain] = times + 1
         if key in self._replace:
             out = self._replace[key](self._kept | {key: out})
             self.replaced.add(key)
         kept = self._keep is None or key in self._keep
         if kept and (self._replace or self._feed):
             self._kept[key] = out
-        nodes = self.nodes
-        descends = tokens or any(nodes[i].tokens for i in inputs)
-        value = out if kept else None
-        self.nodes.append(Node(index, name, inputs, slot, owner, descends, value, key))
-        self._register(out, index)
+        for i in inputs:
+            tokens = tokens or nodes[i].tokens
+        nodes.append(Node(len(nodes), name, inputs, slot, owner, tokens, out if kept else None, key))
+        self._register(out, len(nodes) - 1)
         return out
 
     def _fed(self, name: str, inputs: tuple[int, ...], args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The arguments of a call, with another tensor for one of them where the call is one that shall read it."""
-        reader, _ = self._next_key(name, inputs)
+        reader = self._next_key(name, inputs)[0]
         if reader not in self._feed:
             return args, kwargs
         key, other = self._feed[reader]
@@ -161,24 +158,33 @@ class Tracer(TorchFunctionMode):
         self.replaced.add(reader)
         return exchanged(args, given, value), exchanged(kwargs, given, value)
 
-    def _next_key(self, name: str, inputs: tuple[int, ...], slot: int = 0, owner: str | None = None) -> tuple[int, int]:
-        """The key of the node that such a call makes next, and what calls of the same kind are counted under."""
+    def _next_key(
+        self, name: str, inputs: tuple[int, ...], slot: int = 0, owner: str | None = None
+    ) -> tuple[int, int, int]:
+        """The key of the node that such a call makes next, what calls of its kind are counted under, their number."""
         nodes = self.nodes
         plain = hash((name, slot, owner, self._form, *[nodes[i].key for i in inputs]))
         times = self._times.get(plain, 0)
-        return plain if times == 0 else hash((plain, times)), plain
+        return plain if times == 0 else hash((plain, times)), plain, times
 
     def _register(self, tensor: Tensor, index: int) -> None:
         ref = weakref.ref(tensor)
         self._where[id(tensor)] = ref, index
-        storage = memory_of(tensor)
-        if storage:
-            others = self._storages.get(storage)
-            if others is None or others[-1]() is None:  # the memory may have been given to new tensors many times
-                others = self._storages[storage] = [other for other in others or () if other() is not None]
-            others.append(ref)
+        self._recent.append(ref)
         if self._keep is None:
             self._held.append(tensor)
+
+    def _alive(self, storage: int) -> list[weakref.ref[Tensor]]:
+        """The tensors of a storage that are still there. Few calls ask, so it is asked of many tensors at once."""
+        for ref in self._recent:
+            tensor = ref()
+            if tensor is not None:
+                self._storages.setdefault(memory_of(tensor), []).append(ref)
+        self._recent.clear()
+        alive = [ref for ref in self._storages.pop(storage, ()) if ref() is not None] if storage else []
+        if alive:
+            self._storages[storage] = alive
+        return alive
 
     def _find(self, tensor: Tensor) -> int | None:
         known = self._where.get(id(tensor))
@@ -191,15 +197,14 @@ class Tracer(TorchFunctionMode):
     def _leaf(self, tensor: Tensor, *, tokens: bool = False) -> int:
         """A tensor that no call has made; if its memory was written before, it depends on that write."""
         self._form = ""
-        storage = memory_of(tensor)
-        alive = storage and any(ref() is not None for ref in self._storages.get(storage, ()))
-        written = self._written.get(storage) if alive else None
+        storage = memory_of(tensor) if self._written else 0
+        written = self._written.get(storage) if storage in self._written and self._alive(storage) else None
         inputs = () if written is None else (written,)
         self._add(LEAF, inputs, tensor, owner=self._owners.get(id(tensor)), tokens=tokens)
         return len(self.nodes) - 1
 
     def _mutation(
-        self, func: Any, name: str, args: Any, kwargs: Any, inputs: tuple[int, ...], targets: list[Tensor]
+        self, func: Any, what: Function, args: Any, kwargs: Any, inputs: tuple[int, ...], targets: list[Tensor]
     ) -> Any:
         """Values seen before are saved from the write; whatever shares the memory depends on it afterwards."""
         aliases = [(t, self._node(t)) for target in targets for t in self._sharing(target)]
@@ -210,7 +215,7 @@ class Tracer(TorchFunctionMode):
         out = func(*args, **kwargs)
         for target in targets:
             self._forget(target)
-            self._add(name, inputs, target)
+            self._add(what.name, inputs, target)
         made = len(self.nodes) - 1
         for tensor, at in aliases:
             if all(tensor is not target for target in targets):
@@ -218,14 +223,14 @@ class Tracer(TorchFunctionMode):
                 self._add(ALIAS, (at, made), tensor)
         for target in targets:
             self._written[memory_of(target)] = made
-        return out if out is None or self._find(out) is not None else self._made(name, (made,), out)
+        return out if out is None or self._find(out) is not None else self._made(what, (made,), out)
 
     def _forget(self, tensor: Tensor) -> None:
         self._where.pop(id(tensor), None)
 
     def _sharing(self, target: Tensor) -> Iterator[Tensor]:
         seen = set[int]()
-        for ref in self._storages.get(memory_of(target), ()):
+        for ref in self._alive(memory_of(target)):
             tensor = ref()
             if tensor is not None and id(tensor) not in seen and (tensor is target or overlap(tensor, target)):
                 seen.add(id(tensor))

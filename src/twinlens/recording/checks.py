@@ -16,6 +16,8 @@ from twinlens.shapes import Int
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
+_STORABLE = frozenset(getattr(torch, name, None) for name in CODES) - {None}
+
 TABLES = ("rotary.", "hook_pos_embed")
 """Sites whose rows implementations compute once for the whole batch, so that b = 1 is honest."""
 
@@ -155,7 +157,7 @@ def _check_storable(name: str, tensor: Tensor) -> None:
         raise InputError(
             f"{name} is a {type(tensor).__name__} where a torch.Tensor was expected; convert it with torch.as_tensor."
         )
-    if tensor.layout != torch.strided or tensor.is_meta or dtype_name(tensor) not in CODES:
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in _STORABLE:
         kind = "meta" if tensor.is_meta else f"{tensor.layout} {dtype_name(tensor)}"
         raise InputError(
             f"{name} is a {kind} tensor where a dense one of {', '.join(CODES)} was expected; convert it first."

@@ -1,0 +1,62 @@
+"""What torch's functions do, told by their names: looked at once for each, and then known."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from types import BuiltinFunctionType, MethodDescriptorType, MethodWrapperType
+from typing import Any, cast
+
+FACTORIES = frozenset(
+    f"{kind}{form}" for kind in ("ones", "zeros", "empty", "full", "rand", "randn") for form in ("_like",)
+) | {"new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"}
+"""Functions whose result has a shape or a dtype of what they are given, and nothing of its values."""
+
+_SILENT = frozenset(("__set__", "requires_grad_", "is_floating_point", "size", "dim", "__len__", "is_complex"))
+"""Functions that make no tensor."""
+
+_ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "matmul")
+_BITWISE = ("and", "or", "xor", "lshift", "rshift")
+_MUTATING = frozenset(f"__i{name}__" for name in (*_ARITHMETIC, *_BITWISE)) | {"__setitem__"}
+
+_OF_C = frozenset((BuiltinFunctionType, MethodDescriptorType, MethodWrapperType))
+"""Types of functions that are written in C: nobody can have put them in the place of others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function of torch.
+
+    `attribute`: it reads one of a tensor. `silent`: it makes no tensor. `writes`: into its first argument, as torch
+    names such functions: a trailing underscore, `__iadd__`. `factory`: see `FACTORIES`.
+    """
+
+    name: str
+    attribute: bool
+    silent: bool
+    writes: bool
+    factory: bool
+
+
+def function(func: Any) -> Function:
+    """What is known of a function."""
+    name = getattr(func, "__name__", "")
+    attribute = name == "__get__"
+    if attribute:
+        name = getattr(func.__self__, "__name__", "property")
+    writes = name[-1:] == "_" and (name[-2:] != "__" or name in _MUTATING)
+    return Function(name, attribute, name in _SILENT, writes and not attribute, name in FACTORIES)
+
+
+_known = dict[Hashable, Function]()
+
+
+def function_of_c(func: Any) -> Function | None:
+    """What is known of a function that is written in C; None for others, in whose place may stand anything."""
+    if type(func) not in _OF_C:
+        return None
+    key = cast("Hashable", func)
+    known = _known.get(key)
+    if known is None:
+        known = _known[key] = function(func)
+    return known
