@@ -17,7 +17,7 @@ from twinlens.parity.merged import Merged
 from twinlens.parity.result import Examination
 from twinlens.parity.rounding import equal
 from twinlens.parity.score import Found, Scorer
-from twinlens.parity.search import PATIENCE, Search
+from twinlens.parity.search import HASTE, PATIENCE, Search
 from twinlens.spec import Spec
 
 _PARTIAL, _NEARLY_ALL = 0.5, 0.9
@@ -42,8 +42,8 @@ class Examiner:
         self._tied: list[Variant] = []
         self._elsewhere = Elsewhere(spec)
 
-    def __call__(self, m: Merged) -> Examination:
-        """The ladder for one step."""
+    def __call__(self, m: Merged, *, hasty: bool = False) -> Examination:
+        """The ladder for one step; `hasty`: only what is found soon."""
         self.native = m.native()
         if (
             equal(m.target, self.native.to(m.value.dtype), m.value, m.sites["mask"])
@@ -52,11 +52,11 @@ class Examiner:
             return Examination(m.target, "innocent", exact=True, exact_without_orders=True)
         before = m.meter.spent
         try:
-            return self._look(m)
+            return self._look(m, min(HASTE, PATIENCE) if hasty else PATIENCE)
         finally:
             self.diagnosis_cost += m.meter.spent - before
 
-    def _look(self, m: Merged) -> Examination:
+    def _look(self, m: Merged, patience: float) -> Examination:
         order = self._order(m, Variant(), deep=sites.generic(m.target) not in self._no_orders)
         if order is not None:
             return Examination(m.target, "order", orders=order, exact=True)
@@ -72,11 +72,11 @@ class Examiner:
             self._no_orders.add(sites.generic(m.target))
             return self._also(m, search.scorer) or self._within_rounding(m, search)
         kind = sites.generic(m.target)
-        patience = PATIENCE / (1 + self._in_vain[kind] * _LESS)
+        patience /= 1 + self._in_vain[kind] * _LESS
         found = search.run(self.proposals(m), thorough=not ratio.is_rounding, patience=patience)
         if found is None or not found.variant or not search.explains(found):
-            self._in_vain[kind] += search.is_exhausted
-            return self._unsolved(m, search, found)
+            self._in_vain[kind] += search.is_exhausted and patience > HASTE
+            return replace(self._unsolved(m, search, found), is_unfinished=search.is_exhausted)
         return self.solved(m, search.scorer, self._sharpened(search.scorer, search.numbers.renamed(found)))
 
     def _sharpened(self, scorer: Scorer, found: Found) -> Found:

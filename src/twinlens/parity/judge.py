@@ -147,9 +147,13 @@ class Judge:
             if same.get(m.target, False) and all(same.get(r, r in INPUTS) for r in m.reads):
                 examined[m.target] = Examination(m.target, "equal", exact=True, exact_without_orders=True)
                 continue
-            examined[m.target] = examiner(m)
+            examined[m.target] = examiner(m, hasty=True)
             if m.target in self.reference.sites:
                 natives[m.target] = examiner.native
+        for m in steps:
+            if examined[m.target].is_unfinished:
+                self.progress("searching on", steps.index(m), len(steps))
+                examined[m.target] = examiner(m)
         result.cost, result.diagnosis_cost = self.meter.spent, examiner.diagnosis_cost
         result.assumed = [n for n in spec.weight_names if n not in self.candidate.known and n not in self.candidate.own]
         Agreement(spec, {m.target: m for m in steps}, examined, examiner).run()

@@ -27,6 +27,8 @@ _DEPTH = 3
 PATIENCE = 150_000
 """Steps that one search runs at most: some twenty seconds where each takes no time to speak of. What explains a step
 is found in less."""
+HASTE = 15_000
+"""At a first look at each step: what another one shows may explain it at once."""
 _COMPOUND = 0.1
 """Several changes at once must leave less of the error than this before anything else is tried."""
 
@@ -68,7 +70,7 @@ class Search:
 
     def _run(self, proposals: Iterable[Variant], *, thorough: bool) -> Found | None:
         start, like = Found(Variant(), self.base), list[Found]()
-        for proposal in (self.scorer.effective(p) for p in proposals):
+        for proposal in dict.fromkeys(self.scorer.effective(p) for p in proposals):
             found = Found(proposal, self.scorer.judged(proposal))
             if proposal and self.scorer.agrees(found.score):
                 return replace(self.scorer.pruned(found), shared=True)
@@ -246,8 +248,7 @@ class Search:
             (c, kind_of(self.spec.at[c.site].op, c.name)) for c in found.variant.changes if isinstance(c, SetField)
         ]
         kept = Variant(tuple(c for c, kind in kinds if kind.name == "number"))
-        fewer = kept and len(kept.changes) < len(found.variant.changes)
-        return [Found(kept, self.scorer.score(kept))] if fewer else []
+        return [Found(kept, self.scorer.score(kept))] if kept else []
 
 
 def clash(change: Change, variant: Variant) -> bool:
