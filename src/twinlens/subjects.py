@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from twinlens import bits
 from twinlens.capture import Placement
 from twinlens.capture import record as capture_record
 from twinlens.checkpoint import Checkpoint, from_module, open_checkpoint
@@ -133,7 +134,7 @@ class Native:
         differ, equal = dict[str, Tensor](), list[str]()
         for name in declared.spec.weight_names:
             ours, theirs = self.model.weight(name), declared.weights(name)
-            if ours is theirs or ours.data_ptr() == theirs.data_ptr() or torch.equal(ours, theirs):
+            if bits.equal(ours, theirs):
                 equal.append(name)
             else:
                 differ[name] = ours

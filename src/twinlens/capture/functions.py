@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from types import BuiltinFunctionType, MethodDescriptorType, MethodWrapperType
+from types import BuiltinFunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType
 from typing import Any, cast
 
 FACTORIES = frozenset(
@@ -19,7 +19,7 @@ _ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "matmul
 _BITWISE = ("and", "or", "xor", "lshift", "rshift")
 _MUTATING = frozenset(f"__i{name}__" for name in (*_ARITHMETIC, *_BITWISE)) | {"__setitem__"}
 
-_OF_C = frozenset((BuiltinFunctionType, MethodDescriptorType, MethodWrapperType))
+_OF_C = frozenset((BuiltinFunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType))
 """Types of functions that are written in C: nobody can have put them in the place of others."""
 
 

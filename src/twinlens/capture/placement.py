@@ -85,7 +85,7 @@ class Placement:
 
     def without_values(self) -> Placement:
         """The same places; of the probe only the shape of its graph is kept."""
-        bare = [dataclasses.replace(node, value=None) for node in self.graph.nodes]
+        bare = [node.with_value(None) for node in self.graph.nodes]
         return dataclasses.replace(self, graph=dataclasses.replace(self.graph, nodes=bare))
 
     def reads(self, graph: Graph, shape: Shape, sites: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:

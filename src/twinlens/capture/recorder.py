@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinlens.bits import equal
+from twinlens.bits import each, equal
 from twinlens.capture.align import align
 from twinlens.capture.calling import Call
 from twinlens.capture.graph import Graph
@@ -180,8 +180,8 @@ def _same_constants(module: nn.Module, placement: Placement) -> bool:
 def compared_weights(placement: Placement, weights: Weights) -> tuple[dict[str, Tensor], list[str]]:
     """The candidate's tensors that differ from the checkpoint's, and the names of those that are equal."""
     own = {name: anchor.tensor.detach() for name, anchor in placement.anchors.items()}
-    alike = [name for name, tensor in own.items() if same(tensor, weights(name).detach())]
-    return {name: tensor for name, tensor in own.items() if name not in set(alike)}, alike
+    alike = dict(zip(own, each(lambda name: same(own[name], weights(name).detach()), own), strict=True))
+    return {n: t for n, t in own.items() if not alike[n]}, [n for n in own if alike[n]]
 
 
 def same(x: Tensor, y: Tensor) -> bool:

@@ -110,41 +110,49 @@ class Tracer(TorchFunctionMode):
         given = tensors(args) if known is None else [args[i] for i in known[0]]
         if kwargs:
             given += tensors(kwargs.values())
-        inputs = tuple([self._node(t) for t in given])
+        where, inputs = self._where, list[int]()
+        for tensor in given:
+            seen = where.get(id(tensor))
+            inputs.append(seen[1] if seen is not None and seen[0]() is tensor else self._leaf(tensor))
         self._form = form(args[1:]) if known is None else known[1]  # after the nodes: a leaf has none
-        return inputs
+        return tuple(inputs)
 
     def _made(self, what: Function, inputs: tuple[int, ...], out: Any) -> Any:
+        """A call's result, as nodes; a tensor that the function was given is none."""
+        inputs = () if what.factory else inputs
         if isinstance(out, Tensor):
-            return self._new(what, inputs, out, 0)
+            return out if self._find(out) is not None else self._add(what.name, inputs, out)
         if isinstance(out, (tuple, list)) and not isinstance(out, torch.Size):
-            made = [self._new(what, inputs, o, slot) if isinstance(o, Tensor) else o for slot, o in enumerate(out)]
+            made = [
+                self._add(what.name, inputs, o, slot) if isinstance(o, Tensor) and self._find(o) is None else o
+                for slot, o in enumerate(out)
+            ]
             if self._replace and any(a is not b for a, b in zip(made, out, strict=True)):
                 return type(out)(made)
         return out
-
-    def _new(self, what: Function, inputs: tuple[int, ...], out: Tensor, slot: int) -> Tensor:
-        if self._find(out) is not None:  # the function returned what it was given
-            return out
-        return self._add(what.name, () if what.factory else inputs, out, slot)
 
     def _add(
         self, name: str, inputs: tuple[int, ...], out: Tensor, slot: int = 0, owner: str | None = None,
         tokens: bool = False,
     ) -> Tensor:  # fmt: skip
-        nodes = self.nodes
-        key, plain, times = self._next_key(name, inputs, slot, owner)
-        self._times[plain] = times + 1
+        key, kind = self._next_key(name, inputs, slot, owner)
+        self._times[kind] = self._times.get(kind, 0) + 1
         if key in self._replace:
             out = self._replace[key](self._kept | {key: out})
             self.replaced.add(key)
         kept = self._keep is None or key in self._keep
         if kept and (self._replace or self._feed):
             self._kept[key] = out
+        nodes = self.nodes
         for i in inputs:
             tokens = tokens or nodes[i].tokens
-        nodes.append(Node(len(nodes), name, inputs, slot, owner, tokens, out if kept else None, key))
-        self._register(out, len(nodes) - 1)
+        index = len(nodes)
+        nodes.append(Node(index, name, inputs, slot, owner, tokens, out if kept else None, key))
+        ref = weakref.ref(out)
+        self._where[id(out)] = ref, index
+        self._recent.append(ref)
+        if self._keep is None:
+            self._held.append(out)
         return out
 
     def _fed(self, name: str, inputs: tuple[int, ...], args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -158,21 +166,12 @@ class Tracer(TorchFunctionMode):
         self.replaced.add(reader)
         return exchanged(args, given, value), exchanged(kwargs, given, value)
 
-    def _next_key(
-        self, name: str, inputs: tuple[int, ...], slot: int = 0, owner: str | None = None
-    ) -> tuple[int, int, int]:
-        """The key of the node that such a call makes next, what calls of its kind are counted under, their number."""
+    def _next_key(self, name: str, inputs: tuple[int, ...], slot: int = 0, owner: str | None = None) -> tuple[int, int]:
+        """The key of the node that such a call makes next, and what calls of its kind are counted under."""
         nodes = self.nodes
-        plain = hash((name, slot, owner, self._form, *[nodes[i].key for i in inputs]))
-        times = self._times.get(plain, 0)
-        return plain if times == 0 else hash((plain, times)), plain, times
-
-    def _register(self, tensor: Tensor, index: int) -> None:
-        ref = weakref.ref(tensor)
-        self._where[id(tensor)] = ref, index
-        self._recent.append(ref)
-        if self._keep is None:
-            self._held.append(tensor)
+        kind = hash((name, slot, owner, self._form, *[nodes[i].key for i in inputs]))
+        times = self._times.get(kind)
+        return kind if times is None else hash((kind, times)), kind
 
     def _alive(self, storage: int) -> list[weakref.ref[Tensor]]:
         """The tensors of a storage that are still there. Few calls ask, so it is asked of many tensors at once."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from twinlens.bits import each
 from twinlens.errors import ComparisonError
 from twinlens.inputs import given
 from twinlens.parity import gauges, weighing
@@ -88,7 +89,7 @@ class Judge:
 
     def run(self) -> Result:
         """Judge every site."""
-        same = {s: self._same(s) for s in self.common}
+        same = dict(zip(self.common, each(self._same, self.common), strict=True))
         result = Result("identical", [], unmatched=self.unmatched, scope=self._scope())
         if all(same.values()):
             check_finite("reference", self.common[-1:], self.reference.sites, self.mask)  # what is not finite spreads
