@@ -45,6 +45,11 @@ def tied(model: Any) -> None:
     model.lm_head.weight = model.model.embed_tokens.weight
 
 
+def bias(model: Any) -> None:
+    """The reference has none, so that nothing of its holds what it should be."""
+    model.lm_head.bias = nn.Parameter(torch.randn(model.config.vocab_size, generator=torch.Generator().manual_seed(0)))
+
+
 def norm(model: Any) -> None:
     """What attention reads is the residual stream, which others read as it is."""
     model.model.layers[1].input_layernorm = nn.Identity()
@@ -71,6 +76,7 @@ def order(model: Any) -> None:
         (tiny_llama, rows, "mlp.up_proj.weight: "),
         (tiny_gpt2, thirds, "attn.c_attn.weight: "),
         (tiny_llama, tied, "lm_head.weight: a parameter of its own"),
+        (tiny_llama, bias, "logits: computed as "),
         (tiny_llama, norm, "ln1."),
         (tiny_llama, code, "mlp.hook_post: computed as "),
     ],

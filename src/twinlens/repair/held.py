@@ -40,8 +40,11 @@ def of_field(module: nn.Module, spec: Spec, placement: Placement, i: Instruction
 
 def of_weight(module: nn.Module, placement: Placement, weights: Weights, name: str) -> Handle | None:
     """The parameter that holds a tensor of the checkpoint wrongly; None where none is known to."""
-    anchor, reference = placement.anchors.get(name), weights(name)
-    if anchor is None or anchor.owner is None or torch.equal(anchor.tensor, reference):
+    anchor = placement.anchors.get(name)
+    if anchor is None or anchor.owner is None:  # also of a bias that the reference does not have
+        return None
+    reference = weights(name)
+    if torch.equal(anchor.tensor, reference):
         return None  # of a tied name it may be another use that holds another tensor
     named = dict(module.named_parameters(remove_duplicate=False))
     parameter = named.get(anchor.owner)
