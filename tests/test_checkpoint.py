@@ -159,6 +159,20 @@ def test_a_weight_that_is_not_finite(folder: Path, value: float, word: str) -> N
     refused(rewrite(folder, damage), rf"layers\.2\.mlp\.gate_proj.*{word}.*row 7")
 
 
+def test_a_weight_that_was_finite_is_read_again_once_it_is_written() -> None:
+    model = tiny_llama()
+    spec = declare(from_module(model).config)
+    from_module(model).check(spec)
+    weight = model.model.layers[1].mlp.up_proj.weight
+    with torch.no_grad():
+        weight[7, 3] = float("nan")
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj.*a NaN.*row 7"):
+        from_module(model).check(spec)
+    weight.data = torch.full_like(weight, float("inf"))
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj.*an infinite"):
+        from_module(model).check(spec)
+
+
 def test_a_sum_that_overflows_is_no_infinite_weight() -> None:
     model = tiny_llama(dtype=torch.float16)
     with torch.no_grad():

@@ -83,16 +83,19 @@ class Live:
 
     def said(self) -> Spec | None:
         """From the module's own config, where it is a transformers model of a known family."""
-        config = getattr(self.module, "config", None)  # the border: any module may stand here
-        if not hasattr(config, "to_dict") or getattr(config, "model_type", None) not in FAMILIES:
+        if not self._is_of_a_family():
             return None
         return declare(from_module(self.module).config, attention=kernel_of(self.module))
 
     def declaration(self) -> Declaration | None:
         """Of its config and its own parameters."""
-        if self.said() is None:
+        if not self._is_of_a_family():
             return None
         return Declaration.of(from_module(self.module), kernel_of(self.module))
+
+    def _is_of_a_family(self) -> bool:
+        config = getattr(self.module, "config", None)  # the border: any module may stand here
+        return hasattr(config, "to_dict") and getattr(config, "model_type", None) in FAMILIES
 
     def record(self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say) -> Recording:
         """Its tensors, placed by weights and by replay."""

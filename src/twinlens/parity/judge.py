@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -84,8 +85,13 @@ class Judge:
         check_weights(self.candidate.own)
         odd = sorted((sides[0] ^ sides[1]) | (sides[0] & sides[1]) - set(spec.sites))
         self.unmatched = [s for s in odd if s not in INPUTS] + reference.unknown + candidate.unknown
-        attention = float(self.mask.shape[1] * spec.shape.heads * spec.shape.head_width)
-        self.meter = Meter(sum(work(s, self.weights, attention) for s in spec.steps), attention)
+
+    @cached_property
+    def meter(self) -> Meter:
+        """What judging costs; nothing, where all bytes are equal."""
+        shape = self.declared.shape
+        attention = float(self.mask.shape[1] * shape.heads * shape.head_width)
+        return Meter(sum(work(s, self.weights, attention) for s in self.declared.steps), attention)
 
     def run(self) -> Result:
         """Judge every site."""
