@@ -18,7 +18,7 @@ from twinlens.capture.own import OwnWeights
 from twinlens.capture.placement import Anchor, Place, Placement, sizes_of
 from twinlens.capture.search import Match, Search, lowest
 from twinlens.capture.settling import multiplies, settled, unwidened
-from twinlens.capture.uses import MOVES, added, root
+from twinlens.capture.uses import MOVES, Use, added, root
 from twinlens.capture.values import near
 from twinlens.errors import CaptureError
 from twinlens.inputs import given
@@ -102,17 +102,16 @@ class Aligner:
     def _product(self, step: Step, held: list[Held]) -> None:
         """A product's operand is the site that its step reads; what it gives is the site that it writes."""
         read, first = step.reads[0], held[0].use
+        if first.kind == "norm":  # the normalised tensor is inside
+            self._norm(step, first)
+            return
         operand = self._operand(read, unwidened(self.graph, first.x, self.spec.dtype), first.over)
         if operand is not None:
             self._twins(read, self.operands.setdefault(read, operand), held)
         if step.writes in self.places or operand is None:
             return
         x = operand.layout.ours(self.graph[operand.node], self.sizes)
-        if first.kind == "norm":  # a kernel of its own: the normalised tensor is inside
-            del self.operands[read]
-            self._norm_kernel(step, first.out)
-            return
-        match = self._given(step, {read: x}, [h.use.out for h in held])
+        match = self._given(step, {read: x}, held)
         if match is not None:
             node = settled(self.graph, match.node, self.spec.dtype, factors=False)
             self.put(step.writes, node, match.layout, "weight+replay")
@@ -129,14 +128,22 @@ class Aligner:
         for node in same if len(same) > 1 else ():
             self.search.twins.setdefault(node, set()).update(same)
 
-    def _given(self, step: Step, reads: Mapping[str, Tensor], outs: list[int]) -> Match | None:
+    def _given(self, step: Step, reads: Mapping[str, Tensor], held: list[Held]) -> Match | None:
         """Where the step's result is, with its bias or, if the code adds another or none, without."""
+        outs = [h.use.out for h in held]
         of = outs if len(outs) == 1 else []
         dtype = next((self.own(w.name).dtype for name, w in step.weights if name == "W"), None)
         values = self.values | {r: x if dtype is None else x.to(dtype) for r, x in reads.items()}
-        wanted = self.search.wanted(step.writes, step(values, self.own))
-        match = self.search.find(wanted, of)
-        if match is not None or all(name != "b" for name, _ in step.weights):
+        value = step(values, self.own)
+        if all(name != "b" for name, _ in step.weights):
+            bias = self.own.bias(held)
+            if bias is not None and bias.numel() == value[0, 0].numel():
+                match = self.search.find(self.search.wanted(step.writes, value + bias.reshape(value[0, 0].shape)), of)
+                if match is not None:
+                    return match
+            return self.search.find(self.search.wanted(step.writes, value), of)
+        match = self.search.find(self.search.wanted(step.writes, value), of)
+        if match is not None:
             return match
         bare = Step(step.writes, step.op, step.reads, tuple(w for w in step.weights if w[0] != "b"))
         match = self.search.find(self.search.wanted(step.writes, bare(values, self.own)), of)
@@ -161,10 +168,13 @@ class Aligner:
                 return Place(node, layout, "weight")
         return None
 
-    def _norm_kernel(self, step: Step, out: int) -> None:
-        place = self._operand(step.writes, out, ())
+    def _norm(self, step: Step, use: Use) -> None:
+        """A norm done at once, or with its factors in another order: what it gives, with the bias if one is added."""
+        later = added(self.graph, use.out, self.graph[use.constant].numel()) if use.bias is None else None
+        place = self._operand(step.writes, use.out if later is None else later[0], ())
         if place is not None:
-            self.put(step.writes, place.node, place.layout, place.evidence)
+            node = settled(self.graph, place.node, self.spec.dtype, factors=False)
+            self.put(step.writes, node, place.layout, place.evidence)
 
     # --- the walk -------------------------------------------------------------------------------
 

@@ -157,14 +157,12 @@ def _tables(wanted: Wanted) -> Iterator[Wanted]:
         yield Wanted(paired, wanted.axes, wanted.counts)
 
 
-def held_shapes(axes: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """A site's shape as it may be held: tables also in half width, and without a batch."""
-    yield shape
-    if axes[0] == "b":
-        yield (1, *shape[1:])
-    if "r" in axes:
-        half = (*shape[:-1], shape[-1] // 2)
-        yield from (half, (1, *half[1:]))
+def held_shapes(axes: tuple[str, ...], shape: tuple[int, ...], *, alike: bool) -> Iterator[tuple[int, ...]]:
+    """A site's shape as it may be held: tables also in half width; without a batch, where all rows are alike."""
+    for wide in (shape, *([(*shape[:-1], shape[-1] // 2)] if "r" in axes else ())):
+        yield wide
+        if alike and axes[0] == "b":
+            yield (1, *wide[1:])
 
 
 def _cut(counts: Tensor | None, half: int) -> Tensor | None:

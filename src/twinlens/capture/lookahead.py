@@ -122,8 +122,8 @@ class Lookahead:
         before = self._after(step.writes)
         of = tuple(self.a.search.moving(self.a.places[r].node for r in self._sources(step)))
         foreign = self._foreign(step)
-        found = 0
-        for sizes in held_shapes(names.axes(step.writes), shape):
+        found, alike = 0, "tokens" not in self._upstream[step.writes]
+        for sizes in held_shapes(names.axes(step.writes), shape, alike=alike):
             for node in self.a.search.nodes(prod(sizes), of, before):
                 if self.a.search.above[node] & foreign:
                     continue

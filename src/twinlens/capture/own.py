@@ -52,7 +52,7 @@ class OwnWeights:
             elif role(step) == "lookup":
                 own = _unscaled(own, reference, step)
         else:
-            own = self._bias(held, reference)
+            own = self.bias(held)
         return None if own is None or own.shape != reference.shape else (own.T if weight.transposed else own)
 
     def _matrix(self, held: list[Held], reference: Tensor) -> Tensor:
@@ -72,12 +72,13 @@ class OwnWeights:
         plain = matrix.to(leaf.dtype)
         return plain if torch.equal(plain.to(matrix.dtype), matrix) else matrix
 
-    def _bias(self, held: list[Held], reference: Tensor) -> Tensor | None:
+    def bias(self, held: list[Held]) -> Tensor | None:
+        """What the code adds to a product or a norm, if it adds a constant."""
         parts: list[Tensor] = []
         for h in held:
             rows = len(h.use.matrix(self.graph))
             at = h.use.bias
-            if at is None and h.use.kind != "norm":
+            if at is None:
                 count = rows if h.use.kind == "product" else self.graph[h.use.constant].numel()
                 later = added(self.graph, h.use.out, count)
                 at = later[1] if later else None

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 import torch
 
 from twinlens.capture.graph import Graph
-from twinlens.capture.uses import MOVES, SCALINGS
+from twinlens.capture.uses import FACTORS, MOVES
 from twinlens.fields import kinds
 from twinlens.spec import Spec, Step
 
 CASTS = frozenset(("to", "float", "double", "half", "bfloat16", "type", "type_as"))
 """Functions that change the dtype of entries."""
-FACTORS = SCALINGS | {"div", "__truediv__", "true_divide", "div_", "__itruediv__"}
 
 
 def settled(graph: Graph, node: int, dtype: torch.dtype, *, factors: bool) -> int:

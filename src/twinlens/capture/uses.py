@@ -17,6 +17,7 @@ PRODUCTS = frozenset(
      "conv1d", "inner")
 )  # fmt: skip
 SCALINGS = frozenset(("mul", "__mul__", "__rmul__", "multiply", "mul_", "__imul__"))
+FACTORS = SCALINGS | {"div", "__truediv__", "true_divide", "div_", "__itruediv__"}
 NORMS = frozenset(("layer_norm", "rms_norm", "native_layer_norm"))
 SUMS = frozenset(("add", "__add__", "__radd__", "add_", "__iadd__"))
 LOOKUPS = frozenset(("embedding", "__getitem__", "index_select", "index", "take"))
@@ -32,7 +33,8 @@ class Use:
     """`out` = product of `x` with `constant`, plus `bias`.
 
     The constant is a matrix [rows, width] once its axes `rows` and `width` are merged; `over` are the
-    axes of `x` that are summed. A norm's weight is a matrix of one row.
+    axes of `x` that are summed. A norm's weight is a matrix of one row: the factor of what is normalised
+    ("scaling"), or one of several factors that give the norm together ("norm").
     """
 
     kind: str
@@ -132,9 +134,30 @@ def _scaling(graph: Graph, node: Node, x: int, constants: list[int]) -> Iterator
     width = graph[node.index].shape[-1]
     vectors = [c for c in constants if graph[c].numel() == width and graph[c].shape[-1] == width]
     if vectors:
-        kind = "norm" if node.function in NORMS else "scaling"
         rows = tuple(range(graph[vectors[0]].ndim - 1))
-        yield Use(kind, node.index, x, vectors[0], rows, (len(rows),), bias=vectors[1] if len(vectors) > 1 else None)
+        out = node.index if node.function in NORMS else _normalised_after(graph, node.index, graph[x].shape[-1] == 1)
+        kind = "scaling" if out is None else "norm"
+        bias = vectors[1] if len(vectors) > 1 else None
+        yield Use(kind, node.index if out is None else out, x, vectors[0], rows, (len(rows),), bias=bias)
+
+
+def _normalised_after(graph: Graph, scaled: int, by_row: bool) -> int | None:
+    """The product of what a weight has scaled with a number for each row, or (`by_row`) of such numbers with the rest.
+
+    A norm may take its factors in any order: (w · x) · r and (w · r) · x are w · (x · r).
+    """
+    at, shape = scaled, graph[scaled].shape
+    while True:
+        readers = [r for r in graph.readers[at] if r in graph.live]
+        if len(readers) != 1 or graph[readers[0]].shape != shape:
+            return None
+        node = graph.nodes[readers[0]]
+        others = [i for i in node.inputs if i != at and graph.nodes[i].tokens]
+        if node.function in FACTORS and len(others) == 1:
+            return node.index if by_row or graph[others[0]].shape[-1] == 1 else None
+        if node.function not in MOVES:
+            return None
+        at = node.index
 
 
 def root(graph: Graph, index: int) -> Node:

@@ -1,0 +1,95 @@
+"""The same function written in another way: no site is placed where it is not, and nothing is accused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import twinlens
+from tests.parity.faults import method, norms
+from tests.tiny import left_padded, random_tokens, tiny_gpt2, tiny_llama
+
+Forward = Callable[[Any, Tensor], Tensor]
+
+
+def compared(model: Any, forward: Forward) -> twinlens.Report:
+    candidate = copy.deepcopy(model)
+    for norm in norms(candidate):
+        method(norm, forward)
+    return twinlens.compare(model, candidate, tokens=random_tokens(model, 2, 17, seed=1))
+
+
+def root(norm: Any, x: Tensor) -> Tensor:
+    return torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+
+
+def centred(x: Tensor) -> Tensor:
+    return x - x.mean(-1, keepdim=True)
+
+
+def deviation(norm: Any, x: Tensor) -> Tensor:
+    return torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + norm.eps)
+
+
+@pytest.mark.parametrize(
+    ("build", "forward"),
+    [
+        (tiny_llama, lambda n, x: n.weight * x * root(n, x)),
+        (tiny_llama, lambda n, x: x * (n.weight * root(n, x))),
+        (tiny_gpt2, lambda n, x: n.weight * centred(x) / deviation(n, x) + n.bias),
+        (tiny_gpt2, lambda n, x: F.layer_norm(x, x.shape[-1:], n.weight, None, n.eps) + n.bias),
+    ],
+    ids=["weight first", "weight with the root", "weight before the division", "bias after the kernel"],
+)
+def test_a_norm_may_take_its_factors_in_any_order(build: Callable[[], Any], forward: Forward) -> None:
+    report = compared(build(), forward)
+    assert (report.verdict, report.causes) == ("rounding", [])
+    assert [s for s in report.unmatched if not s.endswith("hook_normalized")] == []
+
+
+def test_a_bias_after_a_kernel_is_the_norms_own() -> None:
+    report = compared(tiny_gpt2(), lambda n, x: F.rms_norm(x, x.shape[-1:], n.weight, n.eps) + n.bias)
+    assert {(c.parameter, c.reference, c.candidate) for c in report.causes} == {("norm.kind", "layer", "rms")}
+    assert report.unexplained == []
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_bias_that_the_reference_has_not_belongs_to_the_product(separate: bool) -> None:
+    """Of the keys, with as many rows as key heads: what follows could not tell these two axes apart."""
+    model = tiny_llama()
+    candidate = copy.deepcopy(model)
+    keys = candidate.model.layers[1].self_attn.k_proj
+    bias = nn.Parameter(torch.linspace(-1, 1, len(keys.weight)))
+    if separate:
+        method(keys, lambda m, x: F.linear(x, m.weight) + bias)
+    else:
+        keys.bias = bias
+    report = twinlens.compare(model, candidate, tokens=random_tokens(model, 2, 17, seed=1))
+    [cause] = report.causes
+    assert (cause.parameter, cause.site, cause.reference) == ("bias", "blocks.1.attn.hook_k", None)
+    assert report.fix(candidate).verdict == "identical"
+
+
+def test_a_row_of_the_batch_is_not_the_site_of_all() -> None:
+    model = tiny_llama()
+    candidate = copy.deepcopy(model)
+    forward = candidate.forward
+
+    def row_by_row(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        width, lengths = input_ids.shape[1], attention_mask.sum(1).tolist()
+        rows = [
+            forward(ids[None, -n:], position_ids=torch.arange(width - n, width)[None]).logits
+            for ids, n in zip(input_ids, lengths, strict=True)
+        ]
+        return torch.cat([F.pad(row, (0, 0, width - row.shape[1], 0)) for row in rows])
+
+    candidate.forward = row_by_row
+    tokens, mask = left_padded(model, (17, 9))
+    report = twinlens.compare(model, candidate, tokens=tokens, mask=mask)
+    assert (report.verdict, report.causes) == ("rounding", [])
