@@ -140,6 +140,21 @@ def test_sdpa_has_no_cap_and_leaves_it_to_the_plain_rows() -> None:
     assert torch.equal(found[real], plain[real])
 
 
+def test_sdpa_reads_all_keys_alike_where_a_query_may_see_none() -> None:
+    sites = {site: x.float() if x.is_floating_point() else x for site, x in attention_sites(0).items()}
+    strict = Scores(2.0, causal="strict")
+    plain, found = (evaluate(attention_rows(strict, k), sites, sites.__getitem__)["z"] for k in ("plain", "sdpa"))
+    real = sites["mask"].bool()
+    assert torch.allclose(found[real], plain[real], atol=1e-5)
+
+
+def test_a_norm_that_no_kernel_has_is_left_to_the_plain_rows() -> None:
+    for how in ({"eps_place": "outside"}, {"variance": "unbiased"}):
+        steps = norm_rows("layer", 0.0, "fused")
+        other = (Step(steps[0].writes, steps[0].op.replace(**how), steps[0].reads), *steps[1:])
+        assert [u.step.writes for u in units(other)] == ["n", "y"]
+
+
 def test_a_kernel_gives_way() -> None:
     steps = attention_rows(Scores(2.0), "sdpa")
     assert [u.step.writes for u in units(steps)] == ["z"]

@@ -401,6 +401,25 @@ def _(m: Model) -> None:
         method(n, lambda self, x: self.weight * _rms_of(self.eps, x) + self.bias)
 
 
+@fault("deviation of d - 1", "gpt2", Want("norm.variance", "biased", "unbiased", ALL3, THREE))
+def _(m: Model) -> None:
+    for n in norms(m):
+        method(n, lambda self, x: self.weight * _centred(x) / (x.var(-1, keepdim=True) + self.eps).sqrt() + self.bias)
+
+
+@fault(
+    "deviation of d - 1, eps outside the root",
+    "gpt2",
+    Want("norm.variance", "biased", "unbiased", ALL3, THREE),
+    Want("norm.eps_place", "inside", "outside", ALL3, THREE),
+    sublayers=False,
+)
+def _(m: Model) -> None:
+    """As in "The Annotated Transformer"."""
+    for n in norms(m):
+        method(n, lambda self, x: self.weight * _centred(x) / (x.std(-1, keepdim=True) + self.eps) + self.bias)
+
+
 @fault("post-norms missing", "gemma2", Want("norm.missing", ANY, None, ALL4, ("ln1_post", "ln2_post")))
 def _(m: Model) -> None:
     for x in layers(m):
@@ -432,6 +451,10 @@ def _(m: Model) -> None:
 def _(m: Model) -> None:
     for n in norms(m):
         method(n, lambda self, x: (self.weight.float() * _rms_of(self.variance_epsilon, x.float())).to(x.dtype))
+
+
+def _centred(x: Tensor) -> Tensor:
+    return x - x.mean(-1, keepdim=True)
 
 
 @fault("norm all in bfloat16", "llama", Want("norm.dtype", layers=ALL3, at=THREE), build=BF16)
@@ -679,6 +702,37 @@ def _(m: Model) -> None:
 @fault("causal mask missing", "gpt2", Want("attn.mask", "causal", "none", ALL3))
 def _(m: Model) -> None:
     modeling(m, eager_attention_forward=attention(hide=lambda s, mask: s))
+
+
+def diagonal(m: Model, first: int) -> None:
+    """A mask that hides the keys from this diagonal on; 1 is causal."""
+
+    def mask(inputs_embeds: Tensor, **_: Any) -> Tensor:
+        length = inputs_embeds.shape[1]
+        return torch.full((length, length), _LOWEST).triu(first)[None, None]
+
+    modeling(m, create_causal_mask=mask)
+
+
+@fault("next token seen", "llama", Want("attn.mask", "causal", "ahead", ALL3))
+def _(m: Model) -> None:
+    diagonal(m, 2)
+
+
+@fault("next token seen by sdpa", "gpt2", Want("attn.mask", "causal", "ahead", ALL3), build={"attn": "sdpa"})
+def _(m: Model) -> None:
+    diagonal(m, 2)
+
+
+@fault("own token not seen", "llama", Want("attn.mask", "causal", "strict", ALL3))
+def _(m: Model) -> None:
+    diagonal(m, 0)
+
+
+@fault("own token not seen by sdpa", "gpt2", Want("attn.mask", "causal", "strict", ALL3), build={"attn": "sdpa"})
+def _(m: Model) -> None:
+    """The first query then sees nothing."""
+    diagonal(m, 0)
 
 
 def unmasked(m: Model) -> None:

@@ -10,9 +10,12 @@ NAMED = (
     "gemma2: scale",
     "gpt2: eps",
     "gpt2: residual factor of the MLP",
+    "gpt2: deviation of d - 1, eps outside the root",
+    "gpt2: own token not seen by sdpa",
     "llama: linear factor",
     "llama: row halved",
     "llama: logits scaled",
+    "llama: next token seen",
     "llama: attention by einsum, exp and sum",
     "llama: products in float64",
 )

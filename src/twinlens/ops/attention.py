@@ -16,6 +16,8 @@ from twinlens.ops.base import Op
 from twinlens.ops.project import soft_cap, summed
 from twinlens.shapes import Bool, Float, Int
 
+_NEAREST = {"causal": 0, "strict": 1, "ahead": -1}
+"""How far behind a query is the last key that it sees."""
 UNREACHED = -5e3
 """No score of a model comes near; implementations mask with -1e4, -1e9, the smallest finite number or -inf."""
 
@@ -26,7 +28,8 @@ class Scores(Op):
 
     `scale` is the divisor (Vaswani et al. 2017, section 3.2.1), `softcap` the cap of Gemma 2
     (report, section 2), `window` the number of keys up to and including its own that a query sees
-    (None: all).
+    (None: all). A mask that is off by one is `causal="strict"` (a query does not see its own key) or `"ahead"` (it
+    sees the next one).
     """
 
     by_row: ClassVar[tuple[bool, ...]] = (True, False, False, True)
@@ -34,7 +37,7 @@ class Scores(Op):
     scale: float = number(parameter="attn.scale", within=FACTOR)
     softcap: float | None = number(None, parameter="attn.softcap", off=True, power=-2.0, within=FACTOR)
     window: int | None = integer(None, parameter="attn.window", off=True)
-    causal: str = choice("causal", "none", parameter="attn.mask")
+    causal: str = choice("causal", "none", "strict", "ahead", parameter="attn.mask")
     padding: str = choice("masked", "ignored", parameter="attn.mask")
     masked: float | None = number(
         None, parameter="attn.mask", off=True, signed=True, read=True, within=(UNREACHED, math.inf)
@@ -68,7 +71,7 @@ class Scores(Op):
         """Where a query may look."""
         keys = torch.arange(mask.shape[1], device=mask.device)
         behind = slots[:, None] - keys[None, :]
-        see = behind >= 0 if self.causal == "causal" else torch.ones_like(behind, dtype=torch.bool)
+        see = torch.ones_like(behind, dtype=torch.bool) if self.causal == "none" else behind >= _NEAREST[self.causal]
         if self.window is not None:
             see = see & (behind < self.window)
         see = see[None, None]
@@ -139,9 +142,18 @@ class Mix(Op):
         assert isinstance(scores, Scores)
         k, v = (for_each_query_head(t, q.shape[2], self.kv_map) for t in (k, v))
         plain = scores.causal == "causal" and scores.window is None and q.shape[1] == k.shape[1] and bool(mask.all())
-        how: dict[str, Any] = {"is_causal": True} if plain else {"attn_mask": scores.allowed(mask, slots)}
+        how: dict[str, Any] = {"is_causal": True}
+        if not plain:
+            how = {"attn_mask": _finite(scores.allowed(mask, slots), mask, slots, q)}
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, scale=1.0 / float(scores.scale), **how).transpose(1, 2)
+
+
+def _finite(see: Tensor, mask: Tensor, slots: Tensor, q: Tensor) -> Tensor:
+    """A mask by the smallest finite number where a real query sees no key: as in the plain rows, it reads all alike."""
+    blind = ~see.any(-1) & mask[:, None, slots].bool()
+    lowest = torch.finfo(q.dtype).min
+    return torch.zeros_like(see, dtype=q.dtype).masked_fill(~see, lowest) if bool(blind.any()) else see
 
 
 def for_each_query_head(x: Float[Tensor, "b s k e"], heads: int, kv_map: str) -> Float[Tensor, "b s h e"]:

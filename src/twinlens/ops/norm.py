@@ -21,7 +21,8 @@ class Normalize(Op):
 
     `kind="layer"` subtracts the mean first (Ba et al. 2016).
     `dtype` is that of the computation, `out` that of the result (None: as the input).
-    `eps_place="outside"` is x / (sqrt(mean(x²)) + eps).
+    `eps_place="outside"` is x / (sqrt(mean(x²)) + eps); `variance="unbiased"` divides the sum of squares by d - 1
+    (Bessel's correction, torch's default for `std` and `var`).
     """
 
     removable: ClassVar[str | None] = "norm.missing"
@@ -29,6 +30,7 @@ class Normalize(Op):
     eps: float = number(parameter="norm.eps", within=(0.0, 0.1))
     kind: str = choice("rms", "layer", parameter="norm.kind")
     eps_place: str = choice("inside", "outside", parameter="norm.eps_place")
+    variance: str = choice("biased", "unbiased", parameter="norm.variance")
     dtype: torch.dtype | None = precision(torch.float32, None, torch.bfloat16, parameter="norm.dtype")
     out: torch.dtype | None = precision(None, torch.float32, parameter="norm.dtype")
     division: str = order("rsqrt", "sqrt")
@@ -37,7 +39,7 @@ class Normalize(Op):
         h = cast(x, self.dtype)
         if self.kind == "layer":
             h = h - h.mean(-1, keepdim=True)
-        mean_square = h.pow(2).mean(-1, keepdim=True)
+        mean_square = self._mean(h.pow(2))
         if self.eps_place == "outside":
             y = h / (mean_square.sqrt() + self.eps)
         elif self.division == "rsqrt":
@@ -50,10 +52,14 @@ class Normalize(Op):
         layer = self.kind == "layer"
         size = x.abs() + (x.abs().mean(-1, keepdim=True) if layer else 0.0)
         centred = x - x.mean(-1, keepdim=True) if layer else x
-        mean_square = centred.pow(2).mean(-1, keepdim=True)
+        mean_square = self._mean(centred.pow(2))
         outside = self.eps_place == "outside"
         root = mean_square.sqrt() + self.eps if outside else (mean_square + self.eps).sqrt()
         return size / root + self(x).abs()
+
+    def _mean(self, squares: Tensor) -> Tensor:
+        mean, count = squares.mean(-1, keepdim=True), squares.shape[-1]
+        return mean if self.variance == "biased" else mean * (count / max(count - 1, 1))
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,10 @@ class NormWeight(Op):
 
     def fused(self) -> Callable[..., Tensor] | None:
         return self._kernel if self.kernel == "fused" else None
+
+    def fuses(self, ops: tuple[Op, ...]) -> bool:
+        """torch's kernels have eps inside the root, and the mean of all squares."""
+        return all(isinstance(n, Normalize) and (n.eps_place, n.variance) == ("inside", "biased") for n in ops)
 
     def _kernel(self, ops: tuple[Op, ...], x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         (normalize,) = ops
