@@ -42,6 +42,13 @@ def factor(m: Any) -> None:
         x.mlp.down_proj.weight.mul_(0.5)
 
 
+def scale(m: Any) -> None:
+    """The scale of the scores within the weights of the queries."""
+    for a in attentions(m):
+        a.q_proj.weight.mul_(a.scaling)
+        a.scaling = 1.0
+
+
 def compared(change: Callable[[Any], None]) -> twinlens.Report:
     reference, candidate = FAMILIES["llama"](), FAMILIES["llama"]()
     with torch.no_grad():
@@ -49,7 +56,7 @@ def compared(change: Callable[[Any], None]) -> twinlens.Report:
     return twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, 40, seed=3))
 
 
-@pytest.mark.parametrize("change", [neurons, pairs, heads, factor], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("change", [neurons, pairs, heads, factor, scale], ids=lambda f: f.__name__)
 def test_a_gauge_is_said_and_accuses_nobody(change: Callable[[Any], None]) -> None:
     report = compared(change)
     assert (report.verdict, report.causes, report.unexplained) == ("rounding", [], [])

@@ -1,7 +1,7 @@
 """Changes of tensors that change no function: neurons in another order, pairs of a rotation, factors that cancel.
 
-Whatever the change is, it need not be known: two weights of a layer that differ, and a later site at which the
-reference's own weights give what the candidate has, from the same inputs, with all between them hidden.
+Whatever the change is, it need not be known: two steps of a layer that differ, at least one by a weight, and a later
+site at which the reference's own give what the candidate has, from the same inputs, with all between them hidden.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from twinlens import sites
-from twinlens.parity.changes import Use
+from twinlens.parity.changes import SetField, Use
+from twinlens.parity.hypotheses import show
 from twinlens.parity.merged import Meter, merge
 from twinlens.parity.result import Examination
 from twinlens.parity.score import Scorer
@@ -34,7 +35,7 @@ def carried_over(
             merged = next(m for m in merge(spec, shown, weights, meter) if m.target == end)
             ratio = Scorer(merged, spec).base.ratio
             if ratio.is_rounding and ratio.wide < _GONE * worst:
-                words.append(_words(end, targets, examined))
+                words.append(_words(end, targets, examined, spec))
                 for site in (*inner, end):
                     if site in examined and examined[site].status in ("explained", "different"):
                         examined[site] = Examination(site, "rounding", ratio=ratio)
@@ -43,13 +44,20 @@ def carried_over(
 
 
 def _layers(examined: Mapping[str, Examination]) -> Iterator[list[str]]:
-    """The steps of a layer whose weights differ, where there are two or more."""
-    found = defaultdict[int, list[str]](list)
-    for target, e in examined.items():
+    """The steps of a layer whose weights differ, where there are two or more; then with those whose fields do."""
+    layers = defaultdict[int, list[str]](list)
+    for target in examined:
         layer = sites.split(target)[0]
-        if layer is not None and any(isinstance(c, Use) for c in e.changes.changes):
-            found[layer].append(target)
-    yield from (targets for targets in found.values() if len(targets) > 1)
+        if layer is not None:
+            layers[layer].append(target)
+    for within in layers.values():
+        before = list[str]()
+        for kinds in (Use, (Use, SetField)):
+            targets = [t for t in within if any(isinstance(c, kinds) for c in examined[t].changes.changes)]
+            used = any(isinstance(c, Use) for t in targets for c in examined[t].changes.changes)
+            if used and len(targets) > 1 and targets != before:
+                yield targets
+            before = targets
 
 
 def _ends(spec: Spec, seen: Mapping[str, Tensor], targets: list[str]) -> Iterator[tuple[str, list[str]]]:
@@ -66,7 +74,7 @@ def _ends(spec: Spec, seen: Mapping[str, Tensor], targets: list[str]) -> Iterato
             moved.append(step.writes)
 
 
-def _words(end: str, targets: list[str], examined: Mapping[str, Examination]) -> str:
-    uses = [c for t in targets for c in examined[t].changes.changes if isinstance(c, Use)]
-    told = ", ".join(dict.fromkeys(f"{u.name} ({u.pattern})" for u in uses))
+def _words(end: str, targets: list[str], examined: Mapping[str, Examination], spec: Spec) -> str:
+    changes = [c for t in targets for c in examined[t].changes.changes]
+    told = ", ".join(dict.fromkeys(f"{c.name} ({c.pattern})" if isinstance(c, Use) else show(c, spec) for c in changes))
     return f"{told}: the same function at {end}"
