@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinlens.bits import equal
+from twinlens.bits import each, equal
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool)
 
@@ -51,3 +51,14 @@ def test_views_with_gaps_and_odd_starts(at: int) -> None:
     assert equal(base[:, :4], other[:, :4])
     assert not equal(base[at % 8 :, 1:], other[at % 8 :, 1:])
     assert equal(base.view(-1)[1:9], base.clone().view(-1)[1:9])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_each_name_gets_its_own_answer(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert each(lambda name: name in "bdf", "abcdefg") == {c: c in "bdf" for c in "abcdefg"}
+        assert each(lambda _: True, []) == {}
+    finally:
+        torch.set_num_threads(before)

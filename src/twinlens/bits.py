@@ -20,10 +20,18 @@ def equal(x: Tensor, y: Tensor) -> bool:
     return _same_memory(x, y) or torch.equal(x, y)  # also where a zero has the other sign
 
 
-def each(equal: Callable[[str], bool], names: Iterable[str]) -> list[bool]:
-    """One answer for each name, on as many threads as torch has: whoever compares memory lets go of the interpreter."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return list(pool.map(equal, names))
+def each(equal: Callable[[str], bool], names: Iterable[str]) -> dict[str, bool]:
+    """An answer for each name, on as many threads as torch has: whoever compares memory lets go of the interpreter."""
+    these, threads = list(names), torch.get_num_threads()
+
+    def part(k: int) -> list[bool]:
+        return [equal(name) for name in these[k::threads]]
+
+    answers = dict[str, bool]()
+    with ThreadPoolExecutor(threads) as pool:
+        for k, found in enumerate(pool.map(part, range(threads))):
+            answers.update(zip(these[k::threads], found, strict=True))
+    return answers
 
 
 def _same_memory(x: Tensor, y: Tensor) -> bool:

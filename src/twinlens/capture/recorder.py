@@ -180,7 +180,7 @@ def _same_constants(module: nn.Module, placement: Placement) -> bool:
 def compared_weights(placement: Placement, weights: Weights) -> tuple[dict[str, Tensor], list[str]]:
     """The candidate's tensors that differ from the checkpoint's, and the names of those that are equal."""
     own = {name: anchor.tensor.detach() for name, anchor in placement.anchors.items()}
-    alike = dict(zip(own, each(lambda name: same(own[name], weights(name).detach()), own), strict=True))
+    alike = each(lambda name: same(own[name], weights(name).detach()), own)
     return {n: t for n, t in own.items() if not alike[n]}, [n for n in own if alike[n]]
 
 

@@ -95,7 +95,7 @@ class Judge:
 
     def run(self) -> Result:
         """Judge every site."""
-        same = dict(zip(self.common, each(self._same, self.common), strict=True))
+        same = each(self._same, self.common)
         result = Result("identical", [], unmatched=self.unmatched, scope=self._scope())
         if all(same.values()):
             check_finite("reference", self.common[-1:], self.reference.sites, self.mask)  # what is not finite spreads
