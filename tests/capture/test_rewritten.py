@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import twinlens
-from tests.parity.faults import method, norms
+from tests.parity.faults import attention, method, modeling, norms
 from tests.tiny import left_padded, random_tokens, tiny_gpt2, tiny_llama
 
 Forward = Callable[[Any, Tensor], Tensor]
@@ -76,6 +76,18 @@ def test_a_bias_that_the_reference_has_not_belongs_to_the_product(separate: bool
     assert report.fix(candidate).verdict == "identical"
 
 
+def test_scores_may_have_keys_before_queries() -> None:
+    model = tiny_llama()
+    candidate = copy.deepcopy(model)
+
+    turned = attention(
+        score=lambda q, k, scale: k @ q.mT * scale, hide=lambda s, m: s + m.mT, soften=lambda s: s.softmax(-2).mT
+    )
+    modeling(candidate, eager_attention_forward=turned)
+    report = twinlens.compare(model, candidate, tokens=random_tokens(model, 2, 17, seed=1))
+    assert (report.verdict, report.causes) in (("identical", []), ("rounding", []))
+
+
 def test_a_row_of_the_batch_is_not_the_site_of_all() -> None:
     model = tiny_llama()
     candidate = copy.deepcopy(model)
@@ -92,4 +104,37 @@ def test_a_row_of_the_batch_is_not_the_site_of_all() -> None:
     candidate.forward = row_by_row
     tokens, mask = left_padded(model, (17, 9))
     report = twinlens.compare(model, candidate, tokens=tokens, mask=mask)
+    assert (report.verdict, report.causes) == ("rounding", [])
+
+
+def test_an_adapter_that_is_not_merged_belongs_to_the_product() -> None:
+    """Solved for: no tensor of the call is the weight that is in use."""
+    model = tiny_llama()
+    candidate = copy.deepcopy(model)
+    queries, draw = candidate.model.layers[1].self_attn.q_proj, torch.Generator().manual_seed(1)
+    down, up = (0.1 * torch.randn(shape, generator=draw) for shape in ((4, 48), (48, 4)))
+    method(queries, lambda m, x: F.linear(x, m.weight) + 2.0 * F.linear(F.linear(x, down), up))
+    report = twinlens.compare(model, candidate, tokens=random_tokens(model, 2, 40, seed=1))
+    [cause] = report.causes
+    assert (cause.parameter, cause.site) == ("weight", "blocks.1.attn.hook_q")
+    assert report.fix(candidate).verdict == "identical"
+
+
+def test_a_bias_after_a_factor_is_not_missing() -> None:
+    model = tiny_gpt2()
+    candidate = copy.deepcopy(model)
+    for block in candidate.transformer.h:
+        method(block.mlp.c_proj, lambda m, x: (x @ m.weight) * 0.5 + m.bias)
+    report = twinlens.compare(model, candidate, tokens=random_tokens(model, 2, 17, seed=1))
+    assert not any(c.parameter == "bias" for c in report.causes)
+    assert report.first_difference == "blocks.0.mlp.hook_out"
+
+
+def test_a_weight_made_of_several_is_the_checkpoints_but_for_rounding() -> None:
+    """As torch's weight norm computes it anew in each call."""
+    model = tiny_llama()
+    candidate = copy.deepcopy(model)
+    for layer in candidate.model.layers:
+        nn.utils.parametrizations.weight_norm(layer.self_attn.o_proj)
+    report = twinlens.compare(model, candidate, tokens=random_tokens(model, 2, 17, seed=1))
     assert (report.verdict, report.causes) == ("rounding", [])

@@ -18,7 +18,7 @@ from twinlens.capture.own import OwnWeights
 from twinlens.capture.placement import Anchor, Place, Placement, sizes_of
 from twinlens.capture.search import Match, Search, lowest
 from twinlens.capture.settling import multiplies, settled, unwidened
-from twinlens.capture.uses import MOVES, Use, added, root
+from twinlens.capture.uses import MOVES, SUMS, Use, added, root
 from twinlens.capture.values import near
 from twinlens.errors import CaptureError
 from twinlens.inputs import given
@@ -113,7 +113,7 @@ class Aligner:
         x = operand.layout.ours(self.graph[operand.node], self.sizes)
         match = self._given(step, {read: x}, held)
         if match is not None:
-            node = settled(self.graph, match.node, self.spec.dtype, factors=False)
+            node = self._with_adapters(settled(self.graph, match.node, self.spec.dtype, factors=False), first.x, step)
             self.put(step.writes, node, match.layout, "weight+replay")
 
     def _twins(self, site: str, operand: Place, held: list[Held]) -> None:
@@ -127,6 +127,17 @@ class Aligner:
                 same.add(node)
         for node in same if len(same) > 1 else ():
             self.search.twins.setdefault(node, set()).update(same)
+
+    def _with_adapters(self, out: int, x: int, step: Step) -> int:
+        """A product with what else is made of its operand and added to it: a low-rank adapter that is not merged."""
+        for reader in self.graph.readers[out]:
+            node = self.graph.nodes[reader]
+            others = [i for i in node.inputs if i != out]
+            if node.function in SUMS and len(others) == 1 and self.graph[reader].shape == self.graph[out].shape:
+                if self.graph.nodes[others[0]].tokens and self.search.above[others[0]] >> x & 1:
+                    self.own.found.pop(step.weights[0][1].name, None)  # what is in use is no tensor of the call
+                    return self._with_adapters(reader, x, step)
+        return out
 
     def _given(self, step: Step, reads: Mapping[str, Tensor], held: list[Held]) -> Match | None:
         """Where the step's result is, with its bias or, if the code adds another or none, without."""

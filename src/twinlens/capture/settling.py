@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from twinlens.capture.graph import Graph
-from twinlens.capture.uses import FACTORS, MOVES
+from twinlens.capture.uses import FACTORS, MOVES, TURNS, by_a_number
 from twinlens.fields import kinds
 from twinlens.spec import Spec, Step
 
@@ -53,15 +53,9 @@ def _changed(graph: Graph, node: int, *, factors: bool) -> Iterator[int]:
             return
         [reader] = readers
         function, shape = graph.nodes[reader].function, graph[at].shape
-        moved = function in MOVES or function in CASTS
-        scaled = factors and function in FACTORS and _by_a_number(graph, reader, at)
+        moved = (function in MOVES and function not in TURNS) or function in CASTS
+        scaled = factors and function in FACTORS and by_a_number(graph, reader, at)
         if graph[reader].shape != shape or graph.nodes[reader].inputs[0] != at or not (moved or scaled):
             return
         yield reader
         at = reader
-
-
-def _by_a_number(graph: Graph, product: int, of: int) -> bool:
-    """Whether a tensor is multiplied by a constant of one entry, or by none that is a tensor."""
-    others = [i for i in graph.nodes[product].inputs if i != of]
-    return all(graph[i].numel() == 1 and not graph.nodes[i].tokens for i in others)

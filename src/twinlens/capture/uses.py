@@ -21,9 +21,11 @@ FACTORS = SCALINGS | {"div", "__truediv__", "true_divide", "div_", "__itruediv__
 NORMS = frozenset(("layer_norm", "rms_norm", "native_layer_norm"))
 SUMS = frozenset(("add", "__add__", "__radd__", "add_", "__iadd__"))
 LOOKUPS = frozenset(("embedding", "__getitem__", "index_select", "index", "take"))
-MOVES = frozenset(
-    ("view", "reshape", "transpose", "permute", "contiguous", "unflatten", "flatten", "squeeze", "unsqueeze", "to",
-     "float", "type_as", "type", "T", "mT", "clone", "expand", "swapaxes", "movedim", "dropout", "bfloat16", "half")
+TURNS = frozenset(("transpose", "permute", "T", "mT", "swapaxes", "movedim"))
+"""Functions that change the order of axes: two of one size may have changed places where the shape is the same."""
+MOVES = TURNS | frozenset(
+    ("view", "reshape", "contiguous", "unflatten", "flatten", "squeeze", "unsqueeze", "to", "float", "type_as", "type",
+     "clone", "expand", "dropout", "bfloat16", "half")
 )  # fmt: skip
 """Functions that change where entries stand, or their dtype, and no value."""
 
@@ -182,6 +184,14 @@ def added(graph: Graph, out: int, count: int) -> tuple[int, int] | None:
             if node.function in SUMS and len(others) == 1 and _constant(graph.nodes[others[0]]):
                 if graph[others[0]].numel() == count:
                     return reader, others[0]
-            elif node.function in MOVES and depth < 4:
+            elif depth < 4 and (
+                node.function in MOVES or (node.function in FACTORS and by_a_number(graph, reader, at))
+            ):
                 pending.append((reader, depth + 1))
     return None
+
+
+def by_a_number(graph: Graph, product: int, of: int) -> bool:
+    """Whether a tensor is multiplied by a constant of one entry, or by none that is a tensor."""
+    others = [i for i in graph.nodes[product].inputs if i != of]
+    return all(graph[i].numel() == 1 and not graph.nodes[i].tokens for i in others)
