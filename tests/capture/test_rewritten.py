@@ -120,6 +120,21 @@ def test_an_adapter_that_is_not_merged_belongs_to_the_product() -> None:
     assert report.fix(candidate).verdict == "identical"
 
 
+def test_what_is_made_of_a_products_result_is_no_adapter_of_it() -> None:
+    """With no residual around attention, the MLP is added to what attention gives."""
+    model = tiny_llama()
+    candidate = copy.deepcopy(model)
+
+    def forward(layer: Any, hidden_states: Tensor, **how: Any) -> Tensor:
+        h = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **how)[0]
+        return h + layer.mlp(layer.post_attention_layernorm(h))
+
+    method(candidate.model.layers[1], forward)
+    report = twinlens.compare(model, candidate, tokens=random_tokens(model, 2, 17, seed=1))
+    assert report.unmatched == []
+    assert [u.site for u in report.unexplained] == ["blocks.1.hook_resid_mid"]
+
+
 def test_a_bias_after_a_factor_is_not_missing() -> None:
     model = tiny_gpt2()
     candidate = copy.deepcopy(model)

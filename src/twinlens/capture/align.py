@@ -134,7 +134,8 @@ class Aligner:
             node = self.graph.nodes[reader]
             others = [i for i in node.inputs if i != out]
             if node.function in SUMS and len(others) == 1 and self.graph[reader].shape == self.graph[out].shape:
-                if self.graph.nodes[others[0]].tokens and self.search.above[others[0]] >> x & 1:
+                above = self.search.above[others[0]]
+                if above >> x & 1 and not above >> out & 1:
                     self.own.found.pop(step.weights[0][1].name, None)  # what is in use is no tensor of the call
                     return self._with_adapters(reader, x, step)
         return out
