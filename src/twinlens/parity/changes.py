@@ -57,6 +57,10 @@ class Leave:
         return spec.at[self.sites[-1]].op.removable or "block.parallel"
 
 
+ROUNDED, APART = "rounded to ", "apart by "
+"""Words of patterns."""
+
+
 @dataclass(frozen=True, eq=False)
 class Use:
     """Another tensor in the place of a weight, in the checkpoint's layout; None drops it."""
@@ -70,6 +74,11 @@ class Use:
     """What is known of the difference, in words."""
     other: str = ""
     """The checkpoint's name of the tensor that it is, where it is another one."""
+
+    @property
+    def kind(self) -> str:
+        """The pattern without what was measured, which is another figure in each layer."""
+        return self.pattern.rpartition(": ")[0] if APART in self.pattern else self.pattern
 
     @property
     def key(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from twinlens import sites
 from twinlens.fields import kind_of
-from twinlens.parity.changes import Change, Feed, Leave, Rewire, SetField, Use, slot, twins
+from twinlens.parity.changes import ROUNDED, Change, Feed, Leave, Rewire, SetField, Use, slot, twins
 from twinlens.parity.result import Cause, Examination, Order
 from twinlens.spec import Spec
 
@@ -19,12 +20,34 @@ from twinlens.spec import Spec
 def group_causes(spec: Spec, examined: Mapping[str, Examination]) -> list[Cause]:
     """The changes of all steps as causes, in the order of the spec."""
     groups: dict[Any, Cause] = {}
+    coarse = _coarser_checkpoint(spec, examined)
     for target, e in examined.items():
         for change in e.changes.changes:
             cause = _cause(spec, change, target, e)
-            key = (sites.generic(cause.site), cause.parameter, _key(change, cause), cause.status)
+            if isinstance(change, Use) and change.pattern == coarse:
+                key = (cause.parameter, coarse, cause.status)
+            else:
+                key = (sites.generic(cause.site), cause.parameter, _key(change, cause), cause.status)
             groups[key] = _joined(groups[key], cause) if key in groups else cause
-    return sorted(_with_tables(list(groups.values())), key=lambda c: _place(spec, c.site))
+    found = sorted(_with_tables(list(groups.values())), key=lambda c: _place(spec, c.site))
+    return [_counted(c) for c in found]
+
+
+def _coarser_checkpoint(spec: Spec, examined: Mapping[str, Examination]) -> str | None:
+    """The pattern of weights that were rounded to a coarser dtype, where that is what most of them are: one mistake."""
+    changes = [c for e in examined.values() for c in e.changes.changes if isinstance(c, Use)]
+    names = {c.name: c.pattern for c in changes if c.pattern.startswith(ROUNDED)}
+    pattern, count = Counter(names.values()).most_common(1)[0] if names else ("", 0)
+    return pattern if 2 * count > len(spec.weight_names) else None
+
+
+def _counted(cause: Cause) -> Cause:
+    """With the number of its tensors, where they are of several kinds."""
+    names = {sites.any_layer(c.name) for c in cause.changes if isinstance(c, Use)}
+    if len(names) <= 1:
+        return cause
+    count = len({c.name for c in cause.changes if isinstance(c, Use)})
+    return dataclasses.replace(cause, evidence=f"{count} tensors, of them {cause.evidence}")
 
 
 def _with_tables(causes: list[Cause]) -> list[Cause]:
@@ -131,7 +154,7 @@ def _enters(spec: Spec, change: Change) -> str:
 
 def _key(change: Change, cause: Cause) -> Any:
     if isinstance(change, Use):
-        return (sites.any_layer(change.name), sites.any_layer(change.pattern), _apart(change.name, change.other))
+        return sites.any_layer(change.name), sites.any_layer(change.kind), _apart(change.name, change.other)
     value = cause.candidate
     return (type(change).__name__, _rounded(cause.reference), _rounded(value))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from twinlens import sites
 from twinlens.ops import Add, Branch, Project, Rotate
-from twinlens.parity.changes import Use
+from twinlens.parity.changes import APART, ROUNDED, Use
 from twinlens.parity.merged import Merged
 from twinlens.spec import Spec, Step, Weights
 
@@ -56,7 +56,7 @@ def pattern(reference: Tensor, ours: Tensor) -> str:
         place = _place("column", columns, a.shape[1])
     for dtype in (torch.float16, torch.bfloat16):
         if torch.equal(reference.to(dtype).to(ours.dtype), ours):
-            return f"rounded to {str(dtype).removeprefix('torch.')}"
+            return f"{ROUNDED}{str(dtype).removeprefix('torch.')}"
     mask = differs.reshape(a.shape)
     x, y = a[mask], b[mask]
     if not bool(y.any()):
@@ -64,12 +64,12 @@ def pattern(reference: Tensor, ours: Tensor) -> str:
     factor = float((x @ y) / (x @ x))
     if bool((y - factor * x).norm() <= 1e-6 * y.norm()):
         return f"{place}: times {factor:.6g}"
-    if a.ndim == 2 and len(rows) > 1 and torch.equal(a[rows].sort(0).values, b[rows].sort(0).values):
+    if len(rows) > 1 and torch.equal(a[rows].sort(0).values, b[rows].sort(0).values):
         return f"{place}: permuted"
     if a.ndim == 2 and torch.equal(a.sort(1).values, b.sort(1).values):
         return f"{_place('column', columns, a.shape[1])}: permuted"
     share = float((y - x).norm() / x.norm().clamp_min(1e-300))
-    return f"{place}: {int(mask.sum())} of {mask.numel()} entries, apart by {share:.2g} of their size"
+    return f"{place}: {int(mask.sum())} of {mask.numel()} entries, {APART}{share:.2g} of their size"
 
 
 def _place(axis: str, indices: list[int], length: int) -> str:

@@ -1,0 +1,61 @@
+"""One mistake is one line, whatever it touches; two mistakes are two."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import twinlens
+from tests.tiny import tiny_gpt2, tiny_llama
+from twinlens.parity.weighing import pattern
+
+
+def compared(model: Any, plant: Callable[[Any], None]) -> twinlens.Report:
+    candidate = copy.deepcopy(model)
+    with torch.no_grad():
+        plant(candidate)
+    report = twinlens.compare(model, candidate)
+    assert report.fix(candidate).verdict == "identical"
+    return report
+
+
+def coarse(parameter: Tensor) -> None:
+    parameter.copy_(parameter.bfloat16().float())
+
+
+@pytest.mark.parametrize(("build", "parameters"), [(tiny_llama, ["weight"]), (tiny_gpt2, ["weight", "bias"])])
+def test_a_checkpoint_of_a_coarser_dtype_is_one_line(build: Callable[[], Any], parameters: list[str]) -> None:
+    model = build()
+    report = compared(model, lambda m: [coarse(p) for p in m.parameters()])
+    assert [c.parameter for c in report.causes] == parameters
+    assert all(c.layers == list(range(model.config.num_hidden_layers)) for c in report.causes)
+    assert all("tensors" in c.evidence and "rounded to bfloat16" in c.evidence for c in report.causes)
+
+
+def test_two_weights_of_a_coarser_dtype_are_two() -> None:
+    def plant(model: Any) -> None:
+        for layer in model.model.layers:
+            coarse(layer.self_attn.q_proj.weight)
+            coarse(layer.mlp.up_proj.weight)
+
+    sites = [c.site for c in compared(tiny_llama(), plant).causes]
+    assert sites == ["blocks.0.attn.hook_q", "blocks.0.mlp.hook_pre_linear"]
+
+
+def test_what_was_measured_in_each_layer_does_not_split_a_cause() -> None:
+    def plant(model: Any) -> None:
+        for i, layer in enumerate(model.transformer.h):
+            layer.mlp.c_fc.bias[3:5] += torch.tensor([0.5, 1.0]) * (i + 1)
+
+    (cause,) = compared(tiny_gpt2(), plant).causes
+    assert (cause.parameter, cause.site, cause.layers) == ("bias", "blocks.0.mlp.hook_pre", [0, 1, 2])
+
+
+def test_parts_of_a_vector_in_each_others_place_are_permuted() -> None:
+    x = torch.arange(12.0)
+    assert pattern(x, torch.cat([x[4:8], x[:4], x[8:]])).endswith("of 12: permuted")
