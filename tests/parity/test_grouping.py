@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import twinlens
-from tests.tiny import tiny_gpt2, tiny_llama
+from tests.tiny import tiny_gemma2, tiny_gpt2, tiny_llama
 from twinlens.parity.weighing import pattern
 
 
@@ -59,3 +59,30 @@ def test_what_was_measured_in_each_layer_does_not_split_a_cause() -> None:
 def test_parts_of_a_vector_in_each_others_place_are_permuted() -> None:
     x = torch.arange(12.0)
     assert pattern(x, torch.cat([x[4:8], x[:4], x[8:]])).endswith("of 12: permuted")
+
+
+@pytest.mark.parametrize(
+    ("build", "first", "second"),
+    [
+        (tiny_gemma2, "input_layernorm", "post_attention_layernorm"),
+        (tiny_llama, "input_layernorm", "post_attention_layernorm"),
+        (tiny_gpt2, "ln_1", "ln_2"),
+    ],
+)
+def test_norms_in_each_others_place_are_told_as_weights(build: Callable[[], Any], first: str, second: str) -> None:
+    """Where a norm is, the products around it say; only gpt2's have biases besides."""
+
+    def plant(model: Any) -> None:
+        for layer in model.transformer.h if hasattr(model, "transformer") else model.model.layers:
+            one, other = getattr(layer, first), getattr(layer, second)
+            setattr(layer, first, other)
+            setattr(layer, second, one)
+
+    model = build()
+    report = compared(model, plant)
+    layers = list(range(model.config.num_hidden_layers))
+    assert {c.parameter for c in report.causes} <= {"weight", "bias"}
+    assert [(c.site, c.layers) for c in report.causes if c.parameter == "weight"] == [
+        ("blocks.0.ln1.hook_out", layers),
+        (f"blocks.0.{'ln1_post' if build is tiny_gemma2 else 'ln2'}.hook_out", layers),
+    ]
