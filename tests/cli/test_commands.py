@@ -93,7 +93,10 @@ def test_an_interruption_is_130_in_one_line(models: Path) -> None:
         f"    pathlib.Path({str(models / 'started')!r}).touch()\n"
         "    time.sleep(600)\n"
     )
-    process = subprocess.Popen([TWINLENS, *arguments], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [TWINLENS, *arguments], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # who tests in the background ignores it
+    )  # fmt: skip
     for _ in range(3000):
         if (models / "started").exists():
             break
