@@ -173,6 +173,14 @@ def test_a_weight_that_was_finite_is_read_again_once_it_is_written() -> None:
         from_module(model).check(spec)
 
 
+def test_a_write_that_torch_does_not_count_is_seen() -> None:
+    model = tiny_llama()
+    twinlens.load(model)
+    model.model.layers[1].mlp.up_proj.weight.data[7, 3] = float("nan")
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj.*a NaN.*row 7"):
+        twinlens.load(model)
+
+
 def test_a_sum_that_overflows_is_no_infinite_weight() -> None:
     model = tiny_llama(dtype=torch.float16)
     with torch.no_grad():

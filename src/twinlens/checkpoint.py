@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -161,38 +160,18 @@ class Checkpoint:
                 )
 
     def _check_finite(self, name: str) -> None:
-        weight = self.weight(name)
-        if _is_known_finite(weight):
+        tensor = self.weight(name).detach()
+        if tensor.sum(dtype=torch.float64 if tensor.dtype == torch.float64 else None).isfinite():
             return
-        tensor = weight.detach()
-        wide = torch.float64 if tensor.dtype == torch.float64 else None
-        bad = None if tensor.sum(dtype=wide).isfinite() else ~tensor.isfinite()
-        if bad is None or not bad.any():  # the sum alone may overflow
-            _remember_finite(weight)
-            return
+        bad = ~tensor.isfinite()
+        if not bad.any():
+            return  # the sum alone overflowed
         at = bad.nonzero()[0].tolist()
         kind = "a NaN" if tensor[tuple(at)].isnan() else "an infinite entry"
         raise CheckpointError(
             f"{self.resolve(name)} in {self._where} has {kind} at row {at[0]}; twinlens cannot "
             "compare a model that is not finite: reload the checkpoint."
         )
-
-
-_finite = dict[int, tuple[weakref.ref[Tensor], int, int]]()
-"""Tensors that were found to be finite, where they lay, and as of which write into them: whoever compares one model
-with many reads its weights once. A write that torch does not count shows at the sites."""
-
-
-def _is_known_finite(tensor: Tensor) -> bool:
-    seen = _finite.get(id(tensor))
-    return seen is not None and seen[0]() is tensor and seen[1:] == (tensor.data_ptr(), tensor._version)
-
-
-def _remember_finite(tensor: Tensor) -> None:
-    if not tensor.is_inference():  # torch counts no writes into those
-        at = id(tensor)
-        ref = weakref.ref(tensor, lambda _: _finite.pop(at, None))
-        _finite[at] = ref, tensor.data_ptr(), tensor._version
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
