@@ -52,11 +52,11 @@ class Examiner:
             return Examination(m.target, "innocent", exact=True, exact_without_orders=True)
         before = m.meter.spent
         try:
-            return self._look(m, min(HASTE, PATIENCE) if hasty else PATIENCE)
+            return self._look(m, hasty=hasty)
         finally:
             self.diagnosis_cost += m.meter.spent - before
 
-    def _look(self, m: Merged, patience: float) -> Examination:
+    def _look(self, m: Merged, *, hasty: bool) -> Examination:
         order = self._order(m, Variant(), deep=sites.generic(m.target) not in self._no_orders)
         if order is not None:
             return Examination(m.target, "order", orders=order, exact=True)
@@ -72,10 +72,12 @@ class Examiner:
             self._no_orders.add(sites.generic(m.target))
             return self._also(m, search.scorer) or self._within_rounding(m, search)
         kind = sites.generic(m.target)
-        patience /= 1 + self._in_vain[kind] * _LESS
+        patience = PATIENCE / (1 + self._in_vain[kind] * _LESS)
+        if hasty:
+            patience = min(HASTE, patience)
         found = search.run(self.proposals(m), thorough=not ratio.is_rounding, patience=patience)
         if found is None or not found.variant or not search.explains(found):
-            self._in_vain[kind] += search.is_exhausted and patience > HASTE
+            self._in_vain[kind] += search.is_exhausted and not hasty
             return replace(self._unsolved(m, search, found), is_unfinished=search.is_exhausted)
         return self.solved(m, search.scorer, self._sharpened(search.scorer, search.numbers.renamed(found)))
 

@@ -157,9 +157,9 @@ class Judge:
             examined[m.target] = examiner(m, hasty=True)
             if m.target in self.reference.sites:
                 natives[m.target] = examiner.native
-        for m in steps:
+        for i, m in enumerate(steps):
             if examined[m.target].is_unfinished:
-                self.progress("searching on", steps.index(m), len(steps))
+                self.progress("searching on", i, len(steps))
                 examined[m.target] = examiner(m)
         result.cost, result.diagnosis_cost = self.meter.spent, examiner.diagnosis_cost
         result.assumed = [n for n in spec.weight_names if n not in self.candidate.known and n not in self.candidate.own]

@@ -119,6 +119,6 @@ class Examination:
     nearest: tuple[str, ...] = ()
     exact: bool = False
     """Whether changes and orders reproduce every bit."""
+    exact_without_orders: bool = False
     is_unfinished: bool = False
     """Nothing was found, and the search ended before it was through."""
-    exact_without_orders: bool = False
