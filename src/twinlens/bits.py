@@ -20,12 +20,12 @@ def equal(x: Tensor, y: Tensor) -> bool:
     return _same_memory(x, y) or torch.equal(x, y)  # also where a zero has the other sign
 
 
-def each(equal: Callable[[str], bool], names: Iterable[str]) -> dict[str, bool]:
+def each(ask: Callable[[str], bool], names: Iterable[str]) -> dict[str, bool]:
     """An answer for each name, on as many threads as torch has: whoever compares memory lets go of the interpreter."""
     these, threads = list(names), torch.get_num_threads()
 
     def part(k: int) -> list[bool]:
-        return [equal(name) for name in these[k::threads]]
+        return [ask(name) for name in these[k::threads]]
 
     answers = dict[str, bool]()
     with ThreadPoolExecutor(threads) as pool:

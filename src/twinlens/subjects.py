@@ -13,8 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from twinlens import bits
-from twinlens.capture import Placement
+from twinlens.capture import Placement, compared_weights
 from twinlens.capture import record as capture_record
 from twinlens.checkpoint import Checkpoint, from_module, open_checkpoint
 from twinlens.errors import ComparisonError, SourceError
@@ -134,15 +133,10 @@ class Native:
         spec = self.model.spec
         logits, cache = self.model.run_with_cache(tokens, mask, names=[s for s in spec.sites if s not in spec.hidden])
         call = Call.of({**cache, "logits": logits}, tokens, mask=mask)
-        differ, equal = dict[str, Tensor](), list[str]()
-        for name in declared.spec.weight_names:
-            ours, theirs = self.model.weight(name), declared.weights(name)
-            if bits.equal(ours, theirs):
-                equal.append(name)
-            else:
-                differ[name] = ours
+        own = {name: self.model.weight(name) for name in declared.spec.weight_names}
+        differ, alike = compared_weights(own, declared.weights)
         about = {"implementation": "twinlens"}
-        return Recording(calls=[call], about=about, weights=differ, weights_equal=frozenset(equal))
+        return Recording(calls=[call], about=about, weights=differ, weights_equal=frozenset(alike))
 
 
 @dataclass

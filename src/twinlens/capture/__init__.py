@@ -7,7 +7,20 @@ from twinlens.capture.align import align
 from twinlens.capture.graft import Graft, graft
 from twinlens.capture.graph import Graph
 from twinlens.capture.placement import Anchor, Place, Placement
-from twinlens.capture.recorder import capture, placed, record
+from twinlens.capture.recorder import capture, compared_weights, placed, record
 from twinlens.capture.tracer import trace
 
-__all__ = ["Anchor", "Graft", "Graph", "Place", "Placement", "align", "capture", "graft", "placed", "record", "trace"]
+__all__ = [
+    "Anchor",
+    "Graft",
+    "Graph",
+    "Place",
+    "Placement",
+    "align",
+    "capture",
+    "compared_weights",
+    "graft",
+    "placed",
+    "record",
+    "trace",
+]

@@ -146,19 +146,21 @@ class Aligner:
         of = outs if len(outs) == 1 else []
         dtype = next((self.own(w.name).dtype for name, w in step.weights if name == "W"), None)
         values = self.values | {r: x if dtype is None else x.to(dtype) for r, x in reads.items()}
+
+        def find(value: Tensor) -> Match | None:
+            return self.search.find(self.search.wanted(step.writes, value), of)
+
         value = step(values, self.own)
         if all(name != "b" for name, _ in step.weights):
             bias = self.own.bias(held)
-            if bias is not None and bias.numel() == value[0, 0].numel():
-                match = self.search.find(self.search.wanted(step.writes, value + bias.reshape(value[0, 0].shape)), of)
-                if match is not None:
-                    return match
-            return self.search.find(self.search.wanted(step.writes, value), of)
-        match = self.search.find(self.search.wanted(step.writes, value), of)
+            if bias is None or bias.numel() != value[0, 0].numel():
+                return find(value)
+            return find(value + bias.reshape(value[0, 0].shape)) or find(value)
+        match = find(value)
         if match is not None:
             return match
         bare = Step(step.writes, step.op, step.reads, tuple(w for w in step.weights if w[0] != "b"))
-        match = self.search.find(self.search.wanted(step.writes, bare(values, self.own)), of)
+        match = find(bare(values, self.own))
         if match is None:
             return None
         later = added(self.graph, match.node, self.graph[match.node].shape[-1])

@@ -96,14 +96,14 @@ class Numbering:
         """
         named = {n: held[0] for (n, what), held in found.held.items() if what == "norm" and len(held) == 1}
         placed = dict[str, Held]()
-        for before, after, names in self._between_products(found):
+        for (before, after), names in self._between_products(found).items():
             here = [h for h in named.values() if before < h.use.out < after]
             if len(here) != len(names) or not set(names) <= named.keys():
                 return
             placed.update(zip(names, sorted(here, key=lambda h: h.use.out), strict=True))
         found.held.update({(name, "norm"): [held] for name, held in placed.items()})
 
-    def _between_products(self, found: Anchors) -> Iterator[tuple[int, int, list[str]]]:
+    def _between_products(self, found: Anchors) -> dict[tuple[int, int], list[str]]:
         """The weights of norms in the order of the spec, by the last product before and the first one after them."""
         steps = [(s, [h.use.out for h in found.of(s)]) for s in self.spec.steps if role(s) in ("product", "norm")]
         products = [outs if role(s) == "product" else [] for s, outs in steps]
@@ -113,7 +113,7 @@ class Numbering:
                 before = max((o for outs in products[:i] for o in outs), default=-1)
                 after = min((o for outs in products[i:] for o in outs), default=len(self.graph.nodes))
                 gaps.setdefault((before, after), []).append(dict(step.weights)["w"].name)
-        yield from ((before, after, names) for (before, after), names in gaps.items())
+        return gaps
 
     def _by_elimination(self, found: Anchors, group: list[_Member]) -> None:
         """Constants that are like nothing, where one kind of their shape is left and as many of it."""

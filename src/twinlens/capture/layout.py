@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,15 +32,15 @@ class Layout:
 
     def ours(self, theirs: Tensor, sizes: Mapping[str, int]) -> Tensor:
         """Their tensor as the site has it; a view where that is possible."""
-        shape, copies, order, missing, wide = _way(self, tuple(theirs.shape), tuple(sizes.items()))
-        x = theirs if shape is None else theirs.reshape(shape)
-        if copies is not None:
-            x = x.select(copies, 0)
-        if order is not None:
-            x = x.permute(order)
-        for at in missing:
+        way = _way(self, tuple(theirs.shape), tuple(sizes.items()))
+        x = theirs if way.shape is None else theirs.reshape(way.shape)
+        if way.copies is not None:
+            x = x.select(way.copies, 0)
+        if way.order is not None:
+            x = x.permute(way.order)
+        for at in way.missing:
             x = x.unsqueeze(at)
-        return x.expand(wide) if missing else x
+        return x.expand(way.wide) if way.missing else x
 
     def theirs(self, ours: Tensor, like: Tensor) -> Tensor:
         """Our tensor as theirs has it, in the shape and dtype of `like`."""
@@ -54,14 +55,24 @@ class Layout:
         return ours.permute([left.index(axis) for axis in held]).reshape(like.shape).to(like.dtype)
 
 
-Way = tuple["list[int] | None", "int | None", "list[int] | None", list[int], list[int]]
+class Way(NamedTuple):
+    """From a tensor of theirs to ours; None for what changes nothing."""
+
+    shape: list[int] | None
+    """Theirs, with one axis for each of ours."""
+    copies: int | None
+    """The axis of copies."""
+    order: list[int] | None
+    """The axes that are left, in ours."""
+    missing: list[int]
+    """Where axes go over which it does not vary."""
+    wide: list[int]
+    """Our shape."""
 
 
 @lru_cache(maxsize=4096)
 def _way(layout: Layout, theirs: tuple[int, ...], known: tuple[tuple[str, int], ...]) -> Way:
-    """From a tensor of theirs to ours: its shape with one axis for each of ours, the axis of copies, the order of the
-    rest, the axes over which it does not vary, and our shape; None for what changes nothing.
-    """
+    """The way from a tensor of this shape, where these sizes are known."""
     sizes = dict(known)
     held = [axis for group in layout.groups for axis in group]
     shape = [n for group, size in zip(layout.groups, theirs, strict=True) for n in _split(group, size, sizes)]
@@ -73,7 +84,7 @@ def _way(layout: Layout, theirs: tuple[int, ...], known: tuple[tuple[str, int], 
     wide = [ours[axis] if axis in ours else sizes[axis] for axis in layout.site]
     missing = [at for at, axis in enumerate(layout.site) if axis not in axes]
     turned = order != sorted(order)
-    return shape if tuple(shape) != theirs else None, copies, order if turned else None, missing, wide
+    return Way(shape if tuple(shape) != theirs else None, copies, order if turned else None, missing, wide)
 
 
 def _split(group: tuple[str, ...], size: int, sizes: Mapping[str, int]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -63,7 +63,8 @@ def record(
         sites = {site: tensor.detach() for site, tensor in placement.reads(graph, spec.shape, keep)}
     evidence = placement.evidence(spec)
     recorded = RecordedCall.of(sites, tokens, mask=mask, placed={s: e for s, e in evidence.items() if s in sites})
-    differ, alike = compared_weights(placement, weights)
+    own = {name: anchor.tensor.detach() for name, anchor in placement.anchors.items()}
+    differ, alike = compared_weights(own, weights)
     said = {"implementation": f"{type(module).__module__}.{type(module).__qualname__}", "unseen": placement.unseen}
     return Recording(calls=[recorded], about=said | (about or {}), weights=differ, weights_equal=frozenset(alike))
 
@@ -177,9 +178,8 @@ def _same_constants(module: nn.Module, placement: Placement) -> bool:
     return True
 
 
-def compared_weights(placement: Placement, weights: Weights) -> tuple[dict[str, Tensor], list[str]]:
-    """The candidate's tensors that differ from the checkpoint's, and the names of those that are equal."""
-    own = {name: anchor.tensor.detach() for name, anchor in placement.anchors.items()}
+def compared_weights(own: Mapping[str, Tensor], weights: Weights) -> tuple[dict[str, Tensor], list[str]]:
+    """An implementation's tensors that differ from the checkpoint's, and the names of those that are equal."""
     alike = each(lambda name: same(own[name], weights(name).detach()), own)
     return {n: t for n, t in own.items() if not alike[n]}, [n for n in own if alike[n]]
 

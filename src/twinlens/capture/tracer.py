@@ -110,12 +110,9 @@ class Tracer(TorchFunctionMode):
         given = tensors(args) if known is None else [args[i] for i in known[0]]
         if kwargs:
             given += tensors(kwargs.values())
-        where, inputs = self._where, list[int]()
-        for tensor in given:
-            seen = where.get(id(tensor))
-            inputs.append(seen[1] if seen is not None and seen[0]() is tensor else self._leaf(tensor))
+        inputs = tuple([self._node(tensor) for tensor in given])
         self._form = form(args[1:]) if known is None else known[1]  # after the nodes: a leaf has none
-        return tuple(inputs)
+        return inputs
 
     def _made(self, what: Function, inputs: tuple[int, ...], out: Any) -> Any:
         """A call's result, as nodes; a tensor that the function was given is none."""

@@ -43,11 +43,10 @@ def _coarser_checkpoint(spec: Spec, examined: Mapping[str, Examination]) -> str 
 
 def _counted(cause: Cause) -> Cause:
     """With the number of its tensors, where they are of several kinds."""
-    names = {sites.any_layer(c.name) for c in cause.changes if isinstance(c, Use)}
-    if len(names) <= 1:
+    names = {c.name for c in cause.changes if isinstance(c, Use)}
+    if len(set(map(sites.any_layer, names))) <= 1:
         return cause
-    count = len({c.name for c in cause.changes if isinstance(c, Use)})
-    return dataclasses.replace(cause, evidence=f"{count} tensors, of them {cause.evidence}")
+    return dataclasses.replace(cause, evidence=f"{len(names)} tensors, of them {cause.evidence}")
 
 
 def _with_tables(causes: list[Cause]) -> list[Cause]:
