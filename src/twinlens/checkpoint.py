@@ -23,9 +23,13 @@ from twinlens.sites import INPUTS, axes, split
 from twinlens.spec import Shape, Spec, Step
 from twinlens.tensors import Folder, Live, Tensors, read_json
 
-_PREFIX = re.compile(r"^(?:(?:model|transformer)\.)+")
+_PREFIX = re.compile(r"^(?:(?:model|transformer|gpt_neox|decoder)\.)+")
 _NUMBER = re.compile(r"\.(\d+)\.")
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+_ALSO = {"lm_head.weight": "embed_out.weight"}
+"""What older checkpoints call a tensor (GPT-NeoX)."""
+_FREE = ("m", "g")
+"""Axes that weights alone fix, layer by layer."""
 _SAMPLE = 4096  # entries at either end of a tensor that enter its fingerprint
 
 
@@ -62,7 +66,8 @@ class Checkpoint:
         """The name that this checkpoint itself gives to the tensor."""
         if name in self._own:
             return name
-        found = self._plain.get(_plain(name)) or self._tied(name)
+        plain = _plain(name)
+        found = self._plain.get(plain) or self._plain.get(_ALSO.get(plain, plain)) or self._tied(name)
         if found is None:
             raise CheckpointError(
                 f"{self._where} has no tensor {name!r} among its {len(self._own)}; the config asks "
@@ -221,20 +226,21 @@ def _sizes(shape: Shape) -> dict[str, int]:
 def _expected(step: Step, rank: int, sizes: dict[str, int], seen: tuple[int, ...]) -> tuple[int, ...] | None:
     """The shape of a weight, [out, in] or [out], from the axes of what its step writes and reads.
 
-    None where an axis has no length yet; `m`, which weights alone fix, gets it from the first one.
+    None where an axis has no length yet; those which weights alone fix get it from the first one.
     """
     try:
         out, read = axes(step.writes)[2:], axes(step.reads[0])[2:]
     except KeyError:
         return None  # a site of the user's own
     layer, _ = split(step.writes)
-    named = {a: f"{layer}.{a}" if a == "m" else a for a in (*out, *read)}
+    named = {a: f"{layer}.{a}" if a in _FREE else a for a in (*out, *read)}
     if rank == 1:
-        return (prod(sizes[named[a]] for a in out),) if all(named[a] in sizes for a in out) else None
+        along = step.op.along(out)
+        return (prod(sizes[named[a]] for a in along),) if all(named[a] in sizes for a in along) else None
     if step.reads[0] in INPUTS:  # a lookup: rows are ids or positions
-        rows = sizes.get({"tokens": "v"}.get(step.reads[0], step.reads[0]), seen[0])
-        return (rows, prod(sizes[named[a]] for a in out))
+        count = sizes.get({"tokens": "v"}.get(step.reads[0], step.reads[0]))
+        return (seen[0] if count is None else step.op.table_rows(count), prod(sizes[named[a]] for a in out))
     for group, size in ((out, seen[0]), (read, seen[1])):
-        if group == ("m",):
-            sizes.setdefault(named["m"], size)
+        if len(group) == 1 and group[0] in _FREE:
+            sizes.setdefault(named[group[0]], size)
     return prod(sizes[named[a]] for a in out), prod(sizes[named[a]] for a in read)

@@ -2,7 +2,7 @@
 
 The names are TransformerLens's hook names where it has one. Axes: `b` batch, `p` position, `s` key
 position, `h` query head, `k` key/value head, `e` head width, `d` model width, `m` MLP width,
-`r` rotary width, `f` fused projection width, `v` vocabulary.
+`r` rotary width, `f` width of fused queries, keys and values, `g` of a fused gate and its other half, `v` vocabulary.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _BLOCK: dict[str, str] = {
     "hook_resid_mid": "b p d",
     "ln2.hook_normalized": "b p d",
     "ln2.hook_out": "b p d",
+    "mlp.hook_gate_up": "b p g",
     "mlp.hook_pre": "b p m",
     "mlp.hook_pre_linear": "b p m",
     "mlp.hook_post": "b p m",

@@ -192,6 +192,8 @@ def _value(node: ast.expr, line: str) -> Any:
     match node:
         case ast.Constant(value=value):
             return value
+        case ast.Tuple(elts=elements):
+            return tuple(_value(e, line) for e in elements)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -_value(operand, line)
         case ast.Name(id=name) if name in _FLOATS:

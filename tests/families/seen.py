@@ -1,9 +1,16 @@
-"""What transformers itself computes at our sites, by hooks and by listening to its functions."""
+"""What transformers itself computes at our sites, by hooks and by listening to its functions.
+
+A family's weights name the modules that hold them: a product's module gives the site that the step writes and is given
+the site that it reads, and so with norms and lookups. What no module shows (a part of a fused product, a factor on a
+branch) is left out; whatever comes of it is not.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import takewhile
 from typing import Any
 from unittest import mock
 
@@ -12,172 +19,173 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from twinlens.ops import Add, Branch, Embed, Normalize, NormWeight, PositionEmbed, Project
+from twinlens.sites import axes, block, split
+from twinlens.spec import Spec, Step
+
 Seen = dict[str, Tensor]
 
 
-def run(model: PreTrainedModel, tokens: Tensor, mask: Tensor | None) -> Seen:
+def run(model: PreTrainedModel, spec: Spec, tokens: Tensor, mask: Tensor | None) -> Seen:
     """Every site that transformers shows, from one forward pass."""
     seen: Seen = {}
-    place = {"gpt2": _gpt2, "llama": _llama, "gemma2": _gemma2}[model.config.model_type]
-    handles = place(model, seen)
-    with torch.no_grad(), _attention(model, seen):
-        seen["logits"] = model(tokens, attention_mask=mask, use_cache=False).logits
-    for handle in handles:
-        handle.remove()
+    with torch.no_grad(), ExitStack() as stack:
+        for handle in _Hooks(model, spec, seen, tokens).place():
+            stack.callback(handle.remove)
+        stack.enter_context(_attention(model, spec, seen))
+        logits = model(tokens, attention_mask=mask, use_cache=False).logits
+    return _copied(spec, seen) | {"logits": logits}
+
+
+def _copied(spec: Spec, seen: Seen) -> Seen:
+    """With the sites that are others by another name, in both directions."""
+    for steps in (spec.steps, spec.steps[::-1]):
+        for step in steps:
+            op, read = step.op, step.reads[0]
+            if len(step.reads) == 1 and isinstance(op, Add | Branch) and op.factor == 1.0:
+                for known, new in ((read, step.writes), (step.writes, read)):
+                    if known in seen and new in spec.at:
+                        seen.setdefault(new, seen[known])
     return seen
 
 
-class _Hooks(list[Any]):
-    def __init__(self, seen: Seen) -> None:
-        self.seen = seen
+class _Hooks:
+    """Hooks on the modules of one model."""
 
-    def out(self, module: nn.Module, *sites: str, turn: Callable[[Tensor], Tensor] = lambda x: x):
-        """A module's output, under several names."""
+    def __init__(self, model: PreTrainedModel, spec: Spec, seen: Seen, tokens: Tensor) -> None:
+        self.model, self.spec, self.seen, self.tokens = model, spec, seen, tokens
+        self.width = spec.shape.head_width
 
+    def place(self) -> Iterator[Any]:
+        """All of them; what they return takes them away again."""
+        for layer in range(self.spec.shape.layers):
+            yield from self._block(layer)
+        for step in self.spec.steps:
+            module = self._owner(step)
+            if isinstance(step.op, Embed | PositionEmbed):
+                if getattr(step.op, "constant", "rounded") == "rounded":  # else the factor is not the module's
+                    yield self._out(module, step.writes)
+            elif isinstance(step.op, NormWeight):
+                yield from self._norm(module, step)
+            elif isinstance(step.op, Project):
+                yield self._out(module, step.writes)
+                yield self._into(module, step.reads[0])
+        for module in self.model.modules():
+            if type(module).__name__.endswith("RotaryEmbedding"):
+                yield module.register_forward_hook(self._tables, with_kwargs=True)
+
+    def _owner(self, step: Step) -> Any:
+        if not step.weights:
+            return None
+        name = step.weights[0][1].name.rpartition(".")[0]
+        return self.model.get_submodule(name)
+
+    def _block(self, layer: int) -> Iterator[Any]:
+        names = [w.name for s in self.spec.steps if split(s.writes)[0] == layer for _, w in s.weights]
+        module = self.model.get_submodule(_common(names))
+        yield self._into(module, block(layer, "hook_resid_pre"))
+        yield self._out(module, block(layer, "hook_resid_post"))
+
+    def _file(self, site: str, x: Tensor) -> None:
+        """Rows may be merged, heads too, or they come before positions."""
+        if x.shape[0] == self.tokens.numel():
+            x = x.unflatten(0, self.tokens.shape)
+        if axes(site)[-2:] in (("h", "e"), ("k", "e")):
+            if x.ndim == 3:
+                x = x.unflatten(-1, (-1, self.width))
+            elif x.shape[2] != (self.spec.shape.heads if axes(site)[-2] == "h" else self.spec.shape.kv_heads):
+                x = x.transpose(1, 2)
+        self.seen[site] = x.clone()  # Falcon adds into what its MLP gave
+
+    def _out(self, module: nn.Module, site: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, tuple) else output
-            self.seen.update(dict.fromkeys(sites, turn(first)))
+            self._file(site, output[0] if isinstance(output, tuple) else output)
 
-        self.append(module.register_forward_hook(hook))
+        return module.register_forward_hook(hook)
 
-    def into(self, module: nn.Module, *sites: str) -> None:
-        """A module's input."""
-
+    def _into(self, module: nn.Module, site: str) -> Any:
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-            self.seen.update(dict.fromkeys(sites, args[0] if args else kwargs["hidden_states"]))
+            self._file(site, args[0] if args else kwargs["hidden_states"])
 
-        self.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
 
-    def norm(self, module: nn.Module, site: str) -> None:
-        """An rms norm's result, and its result with a weight that changes nothing."""
-        self.out(module, f"{site}.hook_out")
+    def _norm(self, module: Any, step: Step) -> Iterator[Any]:
+        """Its input, its result, and its result with a weight that changes nothing."""
+        normalize = self.spec.at[step.reads[0]]
+        assert isinstance(normalize.op, Normalize)
+        yield self._out(module, step.writes)
+        if normalize.reads[0].split(".")[-1].startswith("hook_resid"):
+            yield self._into(module, normalize.reads[0])
+        if isinstance(module, nn.LayerNorm):
+            return  # torch's kernel does not show it
 
-        def hook(module: Any, args: Any, output: Tensor) -> None:
-            if hasattr(module, "_norm"):  # Gemma's, which is written as two functions
-                self.seen[f"{site}.hook_normalized"] = module._norm(args[0].float())
-                return
+        def hook(_: Any, args: Any, __: Tensor) -> None:
+            # where the normalised tensor stays in float32, a module that is given float32 does not round it
+            out, offset = normalize.op.out or args[0].dtype, step.op.offset
             weight = module.weight.data
-            module.weight.data = torch.ones_like(weight)
-            self.seen[f"{site}.hook_normalized"] = type(module).forward(module, args[0])
+            module.weight.data = torch.full_like(weight, 1.0 - offset, dtype=out)
+            self._file(step.reads[0], type(module).forward(module, args[0].to(out)))
             module.weight.data = weight
 
-        self.append(module.register_forward_hook(hook))
+        yield module.register_forward_hook(hook)
+
+    def _tables(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        kind = kwargs.get("layer_type", args[2] if len(args) > 2 else "full_attention")
+        under = "rotary" if kind == "full_attention" else "rotary.local"
+        for wave, table in zip(("cos", "sin"), output, strict=True):
+            pairs = bool((table[..., 0::2] == table[..., 1::2]).all())
+            self.seen[f"{under}.hook_{wave}"] = torch.cat((table[..., 0::2],) * 2, -1) if pairs else table
 
 
-def _heads(width: int) -> Callable[[Tensor], Tensor]:
-    return lambda x: x.unflatten(-1, (-1, width))
+def _common(names: list[str]) -> str:
+    """The longest path that all of them begin with."""
+    parts = zip(*(n.split(".") for n in names), strict=False)
+    return ".".join(p[0] for p in takewhile(lambda p: len(set(p)) == 1, parts))
 
 
-def _rotary_model(model: Any, seen: Seen, second: str) -> _Hooks:
-    h = _Hooks(seen)
-    h.out(model.model.embed_tokens, "hook_embed")
-
-    def tables(_: Any, __: Any, output: Any) -> None:
-        seen["rotary.hook_cos"], seen["rotary.hook_sin"] = output
-
-    h.append(model.model.rotary_emb.register_forward_hook(tables))
-    for i, layer in enumerate(model.model.layers):
-        at, attn, width = f"blocks.{i}", layer.self_attn, layer.self_attn.head_dim
-        h.into(layer, f"{at}.hook_resid_pre")
-        h.norm(layer.input_layernorm, f"{at}.ln1")
-        for part in "qkv":
-            site = f"{at}.attn.hook_{part}"
-            h.out(getattr(attn, f"{part}_proj"), site, turn=_heads(width))
-        h.out(attn.o_proj, f"{at}.attn.hook_out")
-        h.into(getattr(layer, second), f"{at}.hook_resid_mid")
-        h.norm(getattr(layer, second), f"{at}.ln2")
-        h.out(layer.mlp.gate_proj, f"{at}.mlp.hook_pre")
-        h.out(layer.mlp.up_proj, f"{at}.mlp.hook_pre_linear")
-        h.into(layer.mlp.down_proj, f"{at}.mlp.hook_post")
-        h.out(layer.mlp, f"{at}.mlp.hook_out")
-        h.out(layer, f"{at}.hook_resid_post")
-    h.norm(model.model.norm, "ln_final")
-    return h
-
-
-def _llama(model: Any, seen: Seen) -> _Hooks:
-    h = _rotary_model(model, seen, "post_attention_layernorm")
-    for i, layer in enumerate(model.model.layers):
-        h.out(layer.self_attn, f"blocks.{i}.hook_attn_out")
-        h.out(layer.mlp, f"blocks.{i}.hook_mlp_out")
-    return h
-
-
-def _gemma2(model: Any, seen: Seen) -> _Hooks:
-    h = _rotary_model(model, seen, "pre_feedforward_layernorm")
-    for i, layer in enumerate(model.model.layers):
-        at = f"blocks.{i}"
-        h.norm(layer.post_attention_layernorm, f"{at}.ln1_post")
-        h.norm(layer.post_feedforward_layernorm, f"{at}.ln2_post")
-        h.out(layer.post_attention_layernorm, f"{at}.hook_attn_out")
-        h.out(layer.post_feedforward_layernorm, f"{at}.hook_mlp_out")
-    return h
-
-
-def _gpt2(model: Any, seen: Seen) -> _Hooks:
-    h = _Hooks(seen)
-    h.out(model.transformer.wte, "hook_embed")
-    h.out(model.transformer.wpe, "hook_pos_embed")
-    width = model.config.n_embd // model.config.n_head
-    for i, layer in enumerate(model.transformer.h):
-        at = f"blocks.{i}"
-        h.into(layer, f"{at}.hook_resid_pre")
-        h.out(layer.ln_1, f"{at}.ln1.hook_out")
-        h.out(layer.attn.c_attn, f"{at}.attn.hook_qkv")
-        for n, part in enumerate("qkv"):
-            site = f"{at}.attn.hook_{part}"
-            turn = lambda x, n=n: x.chunk(3, -1)[n].unflatten(-1, (-1, width))  # noqa: E731
-            h.out(layer.attn.c_attn, site, turn=turn)
-        h.out(layer.attn.c_proj, f"{at}.attn.hook_out")
-        h.out(layer.attn, f"{at}.hook_attn_out")
-        h.into(layer.ln_2, f"{at}.hook_resid_mid")
-        h.out(layer.ln_2, f"{at}.ln2.hook_out")
-        h.out(layer.mlp.c_fc, f"{at}.mlp.hook_pre")
-        h.into(layer.mlp.c_proj, f"{at}.mlp.hook_post")
-        h.out(layer.mlp.c_proj, f"{at}.mlp.hook_out")
-        h.out(layer.mlp, f"{at}.hook_mlp_out")
-        h.out(layer, f"{at}.hook_resid_post")
-    h.out(model.transformer.ln_f, "ln_final.hook_out")
-    return h
-
-
-def _attention(model: PreTrainedModel, seen: Seen) -> Any:
-    """Listens to the attention function, eager or sdpa, and to the softmax within the eager one."""
-    rotary = model.config.model_type != "gpt2"
+@contextmanager
+def _attention(model: PreTrainedModel, spec: Spec, seen: Seen) -> Iterator[None]:
+    """Listens to the attention function, eager or sdpa, and to softmax wherever it is called."""
     layers = iter(range(1000))
-
-    def file(q: Tensor, k: Tensor, z: Tensor, **more: Tensor) -> None:
-        at = f"blocks.{next(layers)}.attn"
-        if rotary:
-            kv_heads = model.config.num_key_value_heads
-            seen[f"{at}.hook_rot_q"] = q.transpose(1, 2)
-            seen[f"{at}.hook_rot_k"] = k[:, :: k.shape[1] // kv_heads].transpose(1, 2)
-        seen[f"{at}.hook_z"] = z
-        seen.update({f"{at}.{name}": tensor for name, tensor in more.items()})
-
-    if model.config._attn_implementation == "sdpa":
-        kernel = F.scaled_dot_product_attention
-
-        def sdpa(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
-            z = kernel(q, k, v, **how)
-            file(q, k, z.transpose(1, 2))
-            return z
-
-        return mock.patch.object(F, "scaled_dot_product_attention", sdpa)
-
+    at = [""]
+    kernel, softmax = F.scaled_dot_product_attention, F.softmax
     theirs = importlib.import_module(type(model).__module__)
-    function, softmax = theirs.eager_attention_forward, F.softmax
 
-    def eager(module: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Any:
-        scores: list[Tensor] = []
+    def given(q: Tensor, k: Tensor, v: Tensor) -> None:
+        at[0] = block(next(layers), "attn")
+        kv, rotates = spec.shape.kv_heads, f"{at[0]}.hook_rot_q" in spec.at
+        q_site, k_site = ("hook_rot_q", "hook_rot_k") if rotates else spec.at[f"{at[0]}.hook_attn_scores"].reads[:2]
+        for site, x in ((q_site, q), (k_site, k[:, :: k.shape[1] // kv]), ("hook_v", v[:, :: v.shape[1] // kv])):
+            name = site if site.startswith("blocks") else f"{at[0]}.{site}"
+            if not (name.endswith("hook_q") and name in seen):  # OPT hands over queries that are scaled already
+                seen[name] = x.transpose(1, 2)
 
-        def listen(x: Tensor, **how: Any) -> Tensor:
-            scores.append(x)
-            return softmax(x, **how)
+    def sdpa(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+        given(q, k, v)
+        z = kernel(q, k, v, **how)
+        seen[f"{at[0]}.hook_z"] = z.transpose(1, 2)
+        return z
 
-        with mock.patch.object(F, "softmax", listen):
+    def listen(x: Tensor, *args: Any, **how: Any) -> Tensor:
+        if "eager_attention_forward" not in vars(theirs):  # Falcon's attention is no function of its own
+            at[0] = block(next(layers), "attn")
+        pattern = softmax(x, *args, **how)
+        seen[f"{at[0]}.hook_attn_scores"], seen[f"{at[0]}.hook_pattern"] = x, pattern.to(x.dtype)
+        return pattern
+
+    def eager(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(module: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Any:
+            given(q, k, v)
             z, pattern = function(module, q, k, v, *args, **kwargs)
-        file(q, k, z, hook_attn_scores=scores[0], hook_pattern=pattern)
-        return z, pattern
+            seen[f"{at[0]}.hook_z"] = z
+            return z, pattern
 
-    return mock.patch.object(theirs, "eager_attention_forward", eager)
+        return call
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", sdpa))
+        stack.enter_context(mock.patch.object(F, "softmax", listen))
+        function = vars(theirs).get("eager_attention_forward")
+        if function is not None:
+            stack.enter_context(mock.patch.object(theirs, "eager_attention_forward", eager(function)))
+        yield

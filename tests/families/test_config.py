@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import FAMILIES, ROPE
+from tests.tiny import ALL, CONFIGS, ROPE
 from twinlens import ConfigError, UnknownArchitecture, declare
 from twinlens.families import FAMILIES as DECLARED
 
-every_family = pytest.mark.parametrize("family", FAMILIES)
+every_family = pytest.mark.parametrize("family", ALL)
 
 
 def config_of(family: str, **config: Any) -> dict[str, Any]:
-    return FAMILIES[family](**config).config.to_dict()
+    return ALL[family](**config).config.to_dict()
 
 
 @pytest.mark.parametrize("rope", ROPE)
@@ -23,12 +23,53 @@ def test_old_spelling_of_rotary(rope: str) -> None:
     new = config_of("llama", rope=rope)
     old = {k: v for k, v in new.items() if k != "rope_parameters"}
     old |= {"rope_theta": ROPE[rope]["rope_theta"], "torch_dtype": "float32"}
-    if rope != "default":
+    kind = ROPE[rope]["rope_type"]
+    if kind != "default":
         scaling = {k: v for k, v in ROPE[rope].items() if k not in ("rope_theta", "rope_type")}
         for name in ("type", "rope_type"):
-            assert declare(old | {"rope_scaling": scaling | {name: rope}}) == declare(new)
+            assert declare(old | {"rope_scaling": scaling | {name: kind}}) == declare(new)
     else:
         assert declare(old | {"rope_scaling": None}) == declare(new)
+
+
+@pytest.mark.parametrize("family", [f for f in ALL if "rope_parameters" in CONFIGS[f][1] and f != "gemma3_text"])
+def test_old_spelling_in_every_family(family: str) -> None:
+    new = config_of(family)
+    said = new["rope_parameters"]
+    old = {k: v for k, v in new.items() if k != "rope_parameters"} | {"rope_theta": said["rope_theta"]}
+    if "partial_rotary_factor" in said:
+        old |= {{"gpt_neox": "rotary_pct"}.get(family, "partial_rotary_factor"): said["partial_rotary_factor"]}
+    assert declare(old) == declare(new)
+    assert declare(old | {"rope_theta": 7001.0}) != declare(new)
+
+
+def test_gemma3_of_one_base_for_each_kind_of_layer() -> None:
+    new = config_of("gemma3_text", layer_types=None, num_hidden_layers=7)
+    old = {k: v for k, v in new.items() if k not in ("layer_types", "rope_parameters")}
+    old |= {"rope_theta": 7000.0, "rope_local_base_freq": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    assert declare(old | {"sliding_window_pattern": 6}) == declare(new)
+    windows = [declare(old).at[f"blocks.{i}.attn.hook_attn_scores"].op.window for i in range(7)]  # type: ignore[attr-defined]
+    assert windows == [8, 8, 8, 8, 8, None, 8]
+
+
+@pytest.mark.parametrize("family", ["cohere2", "qwen2", "qwen3", "smollm3"])
+def test_without_layer_types(family: str) -> None:
+    """Older configs say by a pattern which layers slide."""
+    more = {} if family == "cohere2" else {"use_sliding_window": True, "sliding_window": 8}
+    new = config_of(family, num_hidden_layers=6, **more)
+    assert declare({k: v for k, v in new.items() if k not in ("layer_types", "no_rope_layers")}) == declare(new)
+
+
+def test_a_stretch_that_is_left_out_follows_from_both_lengths() -> None:
+    said = {k: v for k, v in ROPE["yarn"].items() if k != "factor"}
+    config = config_of("llama", rope="yarn") | {"max_position_embeddings": 64}
+    assert declare(config | {"rope_parameters": said}) == declare(config)
+
+
+@pytest.mark.parametrize("kinds", [["full_attention"], ["linear_attention"] * 3])
+def test_kinds_of_layers_that_are_not_known(kinds: list[str]) -> None:
+    with pytest.raises(ConfigError, match="layer_types"):
+        declare(config_of("qwen2") | {"layer_types": kinds})
 
 
 def test_gemma2_without_layer_types_alternates() -> None:
@@ -81,9 +122,11 @@ def test_a_missing_key_is_named(family: str) -> None:
 
 @every_family
 def test_an_unknown_activation_is_named(family: str) -> None:
-    key = {"gpt2": "activation_function", "llama": "hidden_act", "gemma2": "hidden_activation"}
+    config = config_of(family)
+    names = ("activation_function", "activation", "hidden_activation", "hidden_act")
+    key = next(name for name in names if name in config)
     with pytest.raises(ConfigError, match="'mish'"):
-        declare(config_of(family) | {key[family]: "mish"})
+        declare(config | {key: "mish"})
 
 
 def test_an_unknown_scaling_is_named() -> None:
@@ -104,13 +147,13 @@ def test_a_value_that_means_something_else_is_refused() -> None:
 
 
 def test_an_unknown_architecture_lists_those_known() -> None:
-    with pytest.raises(UnknownArchitecture, match=r"gemma2, gpt2, llama.*mamba\.py"):
+    with pytest.raises(UnknownArchitecture, match=r"gemma2, .*gpt2, .*llama.*mamba\.py"):
         declare({"model_type": "mamba"})
 
 
 @every_family
 def test_every_weight_of_transformers_is_used(family: str) -> None:
-    model = FAMILIES[family]()
+    model = ALL[family]()
     spec = declare(model.config.to_dict(), dtype=torch.float32)
     assert set(spec.weight_names) == {name for name, _ in model.named_parameters()}
-    assert set(DECLARED) == set(FAMILIES)
+    assert set(DECLARED) == {kind for kind, _, _ in CONFIGS.values()}

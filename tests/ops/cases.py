@@ -18,7 +18,7 @@ from twinlens import ops
 from twinlens.fields import kinds
 from twinlens.ops import REGISTRY, Op
 
-SIZES = {"b": 2, "p": 5, "s": 5, "h": 4, "k": 2, "e": 6, "d": 12, "m": 10, "v": 11, "f": 72}
+SIZES = {"b": 2, "p": 5, "s": 5, "h": 4, "k": 2, "e": 6, "d": 12, "m": 10, "v": 11, "f": 48}
 INTEGERS = ("tokens", "positions", "mask", "slots")
 
 
@@ -109,7 +109,7 @@ def _project(t: Drawer, draw: Any) -> Case:
 
 
 def _part(t: Drawer, draw: Any) -> Case:
-    op = ops.Part(draw(st.sampled_from("qkv")), 4)
+    op = ops.Part(draw(st.sampled_from("qkv")), *draw(st.sampled_from([(4, 0), (4, 2), (2, 1)])))
     return Case(op, (("b p f", t.normal("b p f")),))
 
 
@@ -154,18 +154,33 @@ def _rotary_table(t: Drawer, draw: Any) -> Case:
         factor=draw(between(1.5, 8)),
         low_freq_factor=draw(between(0.8, 2)),
         high_freq_factor=draw(between(3, 5)),
+        beta_fast=draw(between(3, 5)),
+        beta_slow=draw(between(0.8, 2)),
+        short_factor=(1.0, 1.1, 1.2, 1.3, 1.4, 1.5),
+        long_factor=(1.2, 1.5, 2.0, 3.0, 5.0, 8.0),
         original_max_position=draw(between(20, 90)),
         attention_factor=draw(between(0.5, 2)),
     )
-    assume(not _at_a_kink(op))
-    return Case(op, (("b p", t.whole("b p", 100)),))
+    positions = t.whole("b p", 100)
+    assume(not _at_a_kink(op, max(positions.flatten().tolist()) + 1))
+    return Case(op, (("b p", positions), ("b p", positions)))
 
 
-def _at_a_kink(op: Any) -> bool:
-    """Whether a wavelength stands where llama3's pieces meet: there is no derivative there, and none to hold it to."""
+def _at_a_kink(op: Any, length: int) -> bool:
+    """Whether it stands where two pieces of a scaling meet: there is no derivative there, and none to hold it to."""
     waves = [2 * math.pi * op.base ** (2 * i / op.width) for i in range(op.width // 2)]
     turns = [op.original_max_position / wave for wave in waves]
-    return any(abs(turn / at - 1) < 0.01 for turn in turns for at in (op.low_freq_factor, op.high_freq_factor))
+    llama3 = any(abs(turn / at - 1) < 0.01 for turn in turns for at in (op.low_freq_factor, op.high_freq_factor))
+    ends = [
+        op.width * math.log(op.original_max_position / (beta * 2 * math.pi)) / (2 * math.log(op.base))
+        for beta in (op.beta_fast, op.beta_slow)
+    ]
+    yarn = any(abs(end - round(end)) < 0.01 for end in ends) or abs(ends[0] - ends[1]) < 0.01
+    return llama3 or yarn or abs(length - op.original_max_position) < 1
+
+
+def _half(t: Drawer, draw: Any) -> Case:
+    return Case(ops.Half(draw(st.sampled_from(["gate", "up"]))), (("b p f", t.normal("b p f")),))
 
 
 def _rotate(t: Drawer, draw: Any) -> Case:
@@ -182,6 +197,7 @@ MAKE: dict[str, Make] = {
     "Branch": _branch,
     "Embed": _embed,
     "Gate": _gate,
+    "Half": _half,
     "Mix": _mix,
     "NormWeight": _norm_weight,
     "Normalize": _normalize,

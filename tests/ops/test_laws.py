@@ -15,7 +15,11 @@ from twinlens.fields import from_smooth, kind_of, kinds, to_smooth
 from twinlens.ops import REGISTRY, Op
 
 # torch.func.jvp compiles its own formulas with torch.jit.script at first use
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),
+    # the checker of types looks at a random entry of a tuple
+    pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies"),
+]
 every_op = pytest.mark.parametrize("name", OURS)
 few = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}

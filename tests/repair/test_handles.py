@@ -48,12 +48,12 @@ def test_what_is_off_is_found_by_a_like_name() -> None:
 def test_a_precomputed_table_is_computed_anew() -> None:
     old, new = RotaryTable(width=8, base=500.0), RotaryTable(width=8, base=10000.0)
     module = Held()
-    module.register_buffer("freqs", old.frequencies())
+    module.register_buffer("freqs", old.frequencies(torch.arange(8)[None]))
     [handle] = handles.tables(Holder("rope", module), old, new)
     handle.set()
-    assert torch.equal(module.freqs, new.frequencies())
+    assert torch.equal(module.freqs, new.frequencies(torch.arange(8)[None]))
     handle.undo()
-    assert torch.equal(module.freqs, old.frequencies())
+    assert torch.equal(module.freqs, old.frequencies(torch.arange(8)[None]))
 
 
 def test_holders_are_those_of_a_layer_and_configs() -> None:

@@ -22,7 +22,7 @@ from twinlens.capture.uses import MOVES, SUMS, Use, added, root
 from twinlens.capture.values import near
 from twinlens.errors import CaptureError
 from twinlens.inputs import given
-from twinlens.ops import Add, Branch, Part
+from twinlens.ops import Add, Branch
 from twinlens.spec import Spec, Step, Weights, evaluate
 
 FARTHEST = 14
@@ -204,7 +204,7 @@ class Aligner:
         if operand is not None:
             self._known(site, operand, value)
         elif value is not None and (match := self.match(site, value, self.values)) is not None:
-            if is_cut(step) and ahead.leads_elsewhere(step, match, value):
+            if step.op.cuts and ahead.leads_elsewhere(step, match, value):
                 return
             if self._masks(site, match, value) or ahead.agrees(site, match):
                 anchored = "weight+replay" if self.anchors.of(step) else "replay"
@@ -302,8 +302,3 @@ class Aligner:
             elif len(found) < 8:
                 pending.extend(s.writes for s in self.spec.readers.get(at, ()))
         return found
-
-
-def is_cut(step: Step) -> bool:
-    """A step that takes a part of what it reads: any other part would be a tensor of the call as well."""
-    return isinstance(step.op, Part)

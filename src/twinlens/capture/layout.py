@@ -20,7 +20,8 @@ REPEAT = "g"
 class Layout:
     """For each axis of their tensor, which of our axes it holds, merged in order; none where its size is 1.
 
-    `site` are our axes. An axis that no group holds is one over which their tensor does not vary.
+    `site` are our axes. An axis that no group holds is one over which their tensor does not vary. `paired` says that
+    the last axis holds the two entries of each pair side by side, where we have all first ones before all second ones.
 
     >>> layout = Layout(("b", "p", "h", "e"), (("b",), ("h",), ("p",), ("e",)))
     >>> layout.ours(torch.zeros(2, 4, 13, 8), {"b": 2, "p": 13, "h": 4}).shape
@@ -29,6 +30,7 @@ class Layout:
 
     site: tuple[str, ...]
     groups: tuple[tuple[str, ...], ...]
+    paired: bool = False
 
     def ours(self, theirs: Tensor, sizes: Mapping[str, int]) -> Tensor:
         """Their tensor as the site has it; a view where that is possible."""
@@ -40,10 +42,13 @@ class Layout:
             x = x.permute(way.order)
         for at in way.missing:
             x = x.unsqueeze(at)
-        return x.expand(way.wide) if way.missing else x
+        x = x.expand(way.wide) if way.missing else x
+        return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2) if self.paired else x
 
     def theirs(self, ours: Tensor, like: Tensor) -> Tensor:
         """Our tensor as theirs has it, in the shape and dtype of `like`."""
+        if self.paired:
+            ours = ours.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
         held = [axis for group in self.groups for axis in group]
         for at, axis in reversed(list(enumerate(self.site))):
             if axis not in held:
@@ -147,6 +152,8 @@ class Wanted:
     value: Tensor
     axes: tuple[str, ...]
     counts: Tensor | None = None
+    paired: bool = False
+    """Each pair of its last axis side by side."""
 
 
 def variants(wanted: Wanted) -> Iterator[Wanted]:
@@ -157,7 +164,7 @@ def variants(wanted: Wanted) -> Iterator[Wanted]:
     for form in (wanted, *(_tables(wanted) if "r" in wanted.axes else ())):
         yield form
         if alike and len(form.value) > 1:
-            yield Wanted(form.value[:1], form.axes)
+            yield Wanted(form.value[:1], form.axes, paired=form.paired)
 
 
 def _tables(wanted: Wanted) -> Iterator[Wanted]:
@@ -165,7 +172,7 @@ def _tables(wanted: Wanted) -> Iterator[Wanted]:
     if torch.equal(wanted.value[..., :half], wanted.value[..., half:]):
         yield Wanted(wanted.value[..., :half], wanted.axes, _cut(wanted.counts, half))
         paired = wanted.value[..., :half].repeat_interleave(2, dim=-1)
-        yield Wanted(paired, wanted.axes, wanted.counts)
+        yield Wanted(paired, wanted.axes, wanted.counts, paired=True)
 
 
 def held_shapes(axes: tuple[str, ...], shape: tuple[int, ...], *, alike: bool) -> Iterator[tuple[int, ...]]:

@@ -16,7 +16,6 @@ from twinlens.capture.layout import held_shapes, layouts
 from twinlens.capture.search import Match
 from twinlens.capture.values import equal, near, parallel
 from twinlens.fields import kinds
-from twinlens.ops import Part
 from twinlens.spec import Step, evaluate
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ class Lookahead:
     def _distinct(self, step: Step, expected: Tensor | None) -> list[Guess]:
         """What a site could be; of parts, which are moved on their way and not changed, each value once."""
         guesses = list(self._guesses(step, expected))
-        if not isinstance(step.op, Part):
+        if not step.op.cuts:
             return guesses
         once: list[Guess] = []
         for guess in guesses:
@@ -229,7 +228,7 @@ class Lookahead:
         if not any(read in trial for s in merged for read in s.reads):
             return False
         if loose:
-            cuts = all(s is step or isinstance(s.op, Part) for s in merged)
+            cuts = all(s is step or s.op.cuts for s in merged)
             return cuts and self._up_to_a_factor(step, merged, given, trial)
         value = self.a.expected(step.writes, given)
         if value is None:

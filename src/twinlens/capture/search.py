@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ class Search:
         for layout in layouts(form.axes, tuple(form.value.shape), tuple(theirs.shape)):
             off = distance(layout.ours(theirs, sizes), form)
             if off <= close and (best is None or off < best.distance):
-                best = Match(node, layout, off)
+                best = Match(node, dataclasses.replace(layout, paired=form.paired), off)
             if off == 0.0:
                 break
         return best

@@ -9,12 +9,39 @@ from typing import Any
 import torch
 
 from twinlens.errors import UnknownArchitecture
-from twinlens.families import gemma2, gpt2, llama
+from twinlens.families import (
+    cohere2,
+    falcon,
+    gemma,
+    gemma2,
+    gemma3,
+    glm4,
+    gpt2,
+    gpt_bigcode,
+    gpt_neox,
+    granite,
+    llama,
+    mistral,
+    olmo2,
+    opt,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+    starcoder2,
+)
 from twinlens.families.config import Config
 from twinlens.families.rows import with_kernel
 from twinlens.spec import Spec
 
-FAMILIES: dict[str, ModuleType] = {"gemma2": gemma2, "gpt2": gpt2, "llama": llama}
+_FILES = (
+    cohere2, falcon, gemma, gemma2, gpt2, gpt_bigcode, gpt_neox, glm4, granite, llama, mistral, olmo2, opt, phi3,
+    qwen2, qwen3, smollm3, starcoder2,
+)  # fmt: skip
+FAMILIES: dict[str, ModuleType] = {
+    **{file.__name__.rpartition(".")[2]: file for file in _FILES},
+    "gemma3_text": gemma3,
+}
 """By the config's `model_type`."""
 
 
@@ -35,4 +62,4 @@ def declare(config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, at
     shape = family.shape(c)
     steps = tuple(with_kernel(family.steps(c, shape, dtype), attention))
     c.close()
-    return Spec(name, steps, shape, dtype)
+    return Spec(name, steps, shape, dtype, inputs=getattr(family, "inputs", ()))

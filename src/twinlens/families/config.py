@@ -142,10 +142,19 @@ class Config:
             )
         return default
 
+    def optional(self, key: str, default: Any) -> Any:
+        """The value, None where the config says so, and the default where it says nothing."""
+        return self._values[key] if self.has(key) else default
+
     def has(self, key: str) -> bool:
         """Whether the key is there at all, even as null."""
         self._read.add(key)
         return key in self._values
+
+    def understand(self, key: str, written: Any, meant: Any) -> None:
+        """A value that released configs have and that stands for another one."""
+        if self._values.get(key) == written:
+            self._values[key] = meant
 
     def ignore(self, reason: str, *keys: str) -> None:
         """Declare keys irrelevant for this family."""

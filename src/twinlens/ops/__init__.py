@@ -5,7 +5,7 @@ from twinlens.ops.base import REGISTRY, Op
 from twinlens.ops.embed import Add, Branch, Embed, PositionEmbed
 from twinlens.ops.mlp import Activate, Gate
 from twinlens.ops.norm import Normalize, NormWeight
-from twinlens.ops.project import Part, Project, Unembed
+from twinlens.ops.project import Half, Part, Project, Unembed
 from twinlens.ops.rotary import RotaryTable, Rotate
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Branch",
     "Embed",
     "Gate",
+    "Half",
     "Mix",
     "NormWeight",
     "Normalize",

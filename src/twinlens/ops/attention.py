@@ -111,7 +111,8 @@ class Softmax(Op):
 class Mix(Op):
     """What each head reads: pattern · v.
 
-    `kernel="sdpa"` is torch's fused attention, which hides scores and pattern.
+    `kernel="sdpa"` is torch's fused attention, which hides scores and pattern; with `sharing="broadcast"` it is given
+    one key/value head for all queries as it is.
     """
 
     by_row: ClassVar[tuple[bool, ...]] = (True, False)
@@ -120,6 +121,7 @@ class Mix(Op):
     kv_map: str = choice("repeat", "tile", "first", parameter="attn.kv_map", tied=True)
     product: str = order("matmul", "einsum", "split", "float64")
     kernel: str = order("plain", "sdpa")
+    sharing: str = order("expand", "broadcast")
 
     def __call__(self, pattern: Float[Tensor, "b h p s"], v: Float[Tensor, "b s k e"]) -> Float[Tensor, "b p h e"]:
         v = for_each_query_head(v, pattern.shape[1], self.kv_map)
@@ -140,13 +142,17 @@ class Mix(Op):
     def _sdpa(self, ops: tuple[Op, ...], q: Tensor, k: Tensor, mask: Tensor, slots: Tensor, v: Tensor) -> Tensor:
         scores = ops[0]
         assert isinstance(scores, Scores)
-        k, v = (for_each_query_head(t, q.shape[2], self.kv_map) for t in (k, v))
+        if self.sharing == "expand" or k.shape[2] > 1:
+            k, v = (for_each_query_head(t, q.shape[2], self.kv_map) for t in (k, v))
         plain = scores.causal == "causal" and scores.window is None and q.shape[1] == k.shape[1] and bool(mask.all())
         how: dict[str, Any] = {"is_causal": True}
         if not plain:
             how = {"attn_mask": _finite(scores.allowed(mask, slots), mask, slots, q)}
+        scale = 1.0 / float(scores.scale)
+        if scores.scaling == "query":
+            q, scale = q * scale, 1.0
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, scale=1.0 / float(scores.scale), **how).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, scale=scale, **how).transpose(1, 2)
 
 
 def _finite(see: Tensor, mask: Tensor, slots: Tensor, q: Tensor) -> Tensor:

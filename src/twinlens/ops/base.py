@@ -23,12 +23,14 @@ class Op:
     `by_row` says for each read whether row `p` of the output needs row `p` of it only.
     `removable` is the parameter under which leaving the step out is reported; such a step maps its
     first read to a tensor of the same shape. `absorbs` names the operations before this one that
-    its `fused` kernel computes as well: their sites are then hidden.
+    its `fused` kernel computes as well: their sites are then hidden. `cuts` says that it takes a part of what it
+    reads, as a view.
     """
 
     by_row: ClassVar[tuple[bool, ...]] = (True,)
     removable: ClassVar[str | None] = None
     absorbs: ClassVar[tuple[str, ...]] = ()
+    cuts: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         REGISTRY[cls.__name__] = cls
@@ -44,6 +46,14 @@ class Op:
         of the result, is that of a step of a few multiplications.
         """
         return self(*reads, **weights).abs()
+
+    def along(self, axes: tuple[str, ...]) -> tuple[str, ...]:
+        """Those axes of what it writes along which a weight of one axis goes, merged."""
+        return axes
+
+    def table_rows(self, count: int) -> int:
+        """How long a table is that `count` ids are looked up in."""
+        return count
 
     def fused(self) -> Callable[..., Tensor] | None:
         """The kernel that also computes the steps which `absorbs` names, or None."""

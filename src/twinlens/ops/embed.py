@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import ClassVar
 
 import torch
@@ -39,6 +40,9 @@ class PositionEmbed(Op):
 
     offset: int = integer(0, parameter="pos_embed.offset")
 
+    def table_rows(self, count: int) -> int:
+        return count + self.offset
+
     def __call__(self, positions: Int[Tensor, "b p"], W: Float[Tensor, "n d"]) -> Float[Tensor, "b p d"]:
         return F.embedding((positions + self.offset).clamp(0, len(W) - 1), W)
 
@@ -55,16 +59,19 @@ class Branch(Op):
 
 @dataclass(frozen=True)
 class Add(Op):
-    """The residual stream: x + factor · y, and so on for what else is added; with one read, a copy."""
+    """The residual stream: x + factor · y, and so on for what else is added; with one read, a copy.
+
+    `association`: (x + y) + z, or x + (y + z).
+    """
 
     by_row: ClassVar[tuple[bool, ...]] = (True, True)
 
     factor: float = number(1.0, parameter="residual.scale", within=FACTOR)
+    association: str = order("left", "right")
 
     def __call__(self, x: Float[Tensor, "*shape"], *added: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        for y in added:
-            x = x + (y if isinstance(self.factor, float) and self.factor == 1.0 else y * self.factor)
-        return x
+        terms = [x, *(y if isinstance(self.factor, float) and self.factor == 1.0 else y * self.factor for y in added)]
+        return reduce(torch.add, terms if self.association == "left" else reversed(terms))
 
     def magnitude(self, x: Tensor, *added: Tensor) -> Tensor:
         return x.abs() + sum((self.factor * y).abs() for y in added)

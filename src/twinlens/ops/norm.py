@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from twinlens.fields import choice, number, order, precision
+from twinlens.fields import choice, number, order, precision, size
 from twinlens.ops.base import Op, cast
 from twinlens.shapes import Float
 
@@ -33,9 +33,14 @@ class Normalize(Op):
     variance: str = choice("biased", "unbiased", parameter="norm.variance")
     dtype: torch.dtype | None = precision(torch.float32, None, torch.bfloat16, parameter="norm.dtype")
     out: torch.dtype | None = precision(None, torch.float32, parameter="norm.dtype")
+    flat: bool = size(False)
+    """Over all heads at once, where heads come in."""
     division: str = order("rsqrt", "sqrt")
 
     def __call__(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        return self._normalized(x.flatten(2)).view(x.shape) if self.flat else self._normalized(x)
+
+    def _normalized(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         h = cast(x, self.dtype)
         if self.kind == "layer":
             h = h - h.mean(-1, keepdim=True)
@@ -49,13 +54,16 @@ class Normalize(Op):
         return y.to(x.dtype if self.out is None else self.out)
 
     def magnitude(self, x: Tensor) -> Tensor:
+        return self._size(x.flatten(2)).view(x.shape) if self.flat else self._size(x)
+
+    def _size(self, x: Tensor) -> Tensor:
         layer = self.kind == "layer"
-        size = x.abs() + (x.abs().mean(-1, keepdim=True) if layer else 0.0)
+        entries = x.abs() + (x.abs().mean(-1, keepdim=True) if layer else 0.0)
         centred = x - x.mean(-1, keepdim=True) if layer else x
         mean_square = self._mean(centred.pow(2))
         outside = self.eps_place == "outside"
         root = mean_square.sqrt() + self.eps if outside else (mean_square + self.eps).sqrt()
-        return size / root + self(x).abs()
+        return entries / root + self._normalized(x).abs()
 
     def _mean(self, squares: Tensor) -> Tensor:
         mean, count = squares.mean(-1, keepdim=True), squares.shape[-1]
@@ -77,14 +85,17 @@ class NormWeight(Op):
     offset: float = number(0.0, parameter="norm.offset", signed=True, within=(-16.0, 16.0), natural=(0.0, 1.0))
     dtype: torch.dtype | None = precision(None, torch.float32, parameter="norm.dtype")
     sum_dtype: torch.dtype | None = precision(None, torch.bfloat16, parameter="norm.dtype")
+    flat: bool = size(False)
+    """A weight for all heads together, where heads come in (OLMo 2), not one that all of them share."""
     kernel: str = order("plain", "fused")
 
     def __call__(
         self,
         x: Float[Tensor, "*rows d"],
-        w: Float[Tensor, " d"],
-        b: Float[Tensor, " d"] | None = None,
+        w: Float[Tensor, " w"],
+        b: Float[Tensor, " w"] | None = None,
     ) -> Float[Tensor, "*rows d"]:
+        w, b = self._as_read(x, w), None if b is None else self._as_read(x, b)
         weight = cast(w, self.dtype)
         if not (isinstance(self.offset, float) and self.offset == 0.0):
             weight = cast(self.offset + cast(weight, self.sum_dtype), self.dtype)
@@ -92,15 +103,23 @@ class NormWeight(Op):
         return (y if b is None else y + cast(b, self.dtype)).to(w.dtype)
 
     def magnitude(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        w, b = self._as_read(x, w), None if b is None else self._as_read(x, b)
         y = (x * w).abs() + (self.offset * x).abs()
         return y if b is None else y + b.abs()
+
+    def along(self, axes: tuple[str, ...]) -> tuple[str, ...]:
+        return axes if self.flat else axes[-1:]
+
+    def _as_read(self, x: Tensor, w: Tensor) -> Tensor:
+        return w.view(x.shape[-2:]) if self.flat else w
 
     def fused(self) -> Callable[..., Tensor] | None:
         return self._kernel if self.kernel == "fused" else None
 
     def fuses(self, ops: tuple[Op, ...]) -> bool:
-        """torch's kernels have eps inside the root, and the mean of all squares."""
-        return all(isinstance(n, Normalize) and (n.eps_place, n.variance) == ("inside", "biased") for n in ops)
+        """torch's kernels have eps inside the root, and the mean of all squares of the last axis."""
+        plain = ("inside", "biased", False)
+        return all(isinstance(n, Normalize) and (n.eps_place, n.variance, n.flat) == plain for n in ops)
 
     def _kernel(self, ops: tuple[Op, ...], x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         (normalize,) = ops

@@ -49,14 +49,18 @@ class Project(Op):
 
 @dataclass(frozen=True)
 class Part(Op):
-    """One third of a fused query/key/value product, cut into heads.
+    """Queries, keys or values of a fused product, cut into heads.
 
-    `layout`: all queries, then all keys, then all values; in another order; or interleaved head by
-    head.
+    `layout`: all queries, then all keys, then all values; in another order; or `interleaved`: for each key/value head
+    its query heads, then its key, then its value (GPT-NeoX, Falcon).
     """
+
+    cuts: ClassVar[bool] = True
 
     which: str = size("q")
     heads: int = size(0)
+    kv_heads: int = size(0)
+    """As many as query heads where it is 0."""
     layout: str = choice(
         "qkv",
         "kqv",
@@ -71,10 +75,34 @@ class Part(Op):
     )
 
     def __call__(self, x: Float[Tensor, "b p f"]) -> Float[Tensor, "b p h e"]:
+        kv = self.kv_heads or self.heads
         if self.layout == "interleaved":
-            return x.unflatten(-1, (self.heads, 3, -1))[..., "qkv".index(self.which), :]
-        third = x.chunk(3, dim=-1)[self.layout.index(self.which)]
-        return third.unflatten(-1, (self.heads, -1))
+            groups = x.unflatten(-1, (kv, self.heads // kv + 2, -1))
+            if self.which == "q":
+                return groups[..., :-2, :].flatten(2, 3)
+            return groups[..., -2 if self.which == "k" else -1, :]
+        counts = [self.heads if part == "q" else kv for part in self.layout]
+        width = x.shape[-1] // sum(counts)
+        part = x.split([n * width for n in counts], dim=-1)[self.layout.index(self.which)]
+        return part.unflatten(-1, (-1, width))
+
+
+@dataclass(frozen=True)
+class Half(Op):
+    """The gate or the other half of a fused product of a gated MLP: one after the other, or entry by entry."""
+
+    cuts: ClassVar[bool] = True
+
+    which: str = size("gate")
+    layout: str = choice(
+        "gate_up", "up_gate", "interleaved", parameter="mlp.gate_order", tied=True, enters="mlp.hook_pre"
+    )
+
+    def __call__(self, x: Float[Tensor, "b p f"]) -> Float[Tensor, "b p m"]:
+        if self.layout == "interleaved":
+            return x[..., self.which == "up" :: 2]
+        first, second = x.chunk(2, dim=-1)
+        return first if self.layout.startswith(self.which) else second
 
 
 @dataclass(frozen=True)
@@ -86,6 +114,7 @@ class Unembed(Op):
     dtype: torch.dtype | None = precision(None, torch.bfloat16, torch.float32, parameter="unembed.dtype")
     product: str = order("linear", "matmul", "split", "float64")
     scaling: str = order("divide", "multiply")
+    factored: str = order("multiply", "divide")
 
     def __call__(
         self,
@@ -96,7 +125,7 @@ class Unembed(Op):
         bias = None if b is None else cast(b, self.dtype)
         y = multiply(cast(x, self.dtype), cast(W, self.dtype), bias, self.product, 0, False)
         if not (isinstance(self.factor, float) and self.factor == 1.0):
-            y = y * self.factor
+            y = y * self.factor if self.factored == "multiply" else y / (1.0 / self.factor)
         return soft_cap(y, self.softcap, self.scaling)
 
     def magnitude(self, x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:

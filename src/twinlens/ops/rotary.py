@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from twinlens.fields import FACTOR, choice, integer, number, order, precision, size
 from twinlens.ops.base import Op, cast
+from twinlens.ops.scaling import SCALINGS
 from twinlens.shapes import Float, Int
 
 _P = "rotary.scaling"
@@ -20,21 +20,25 @@ _P = "rotary.scaling"
 class RotaryTable(Op):
     """cos or sin of position · base^(-2i/width), times the attention factor, the two halves alike.
 
-    `scaling="linear"` divides the frequencies by `factor` (Chen et al. 2023); `"llama3"` divides
-    long wavelengths only, blending between original_max_position / low_freq_factor and /
-    high_freq_factor (Llama 3.1's released code). Frequencies and angles are computed in `dtype`;
-    angles pass through `angle_dtype` and the table through `table_dtype`; it is stored in `out`,
-    the model's dtype.
+    `scaling` stretches the frequencies (`twinlens.ops.scaling`), some kinds by how many positions are in use: those
+    of `among`. Frequencies and angles are computed in `dtype`; angles pass through `angle_dtype` and the table through
+    `table_dtype`; it is stored in `out`, the model's dtype.
     """
+
+    by_row: ClassVar[tuple[bool, ...]] = (True, False)
 
     wave: str = size("cos")
     width: int = integer(0, parameter="rotary.dim", tied=True, multiple=2)
     out: torch.dtype = size(torch.float32)
     base: float = number(10000.0, parameter="rotary.base", tied=True, power=0.0, within=(2.0, 1e12))
-    scaling: str | None = choice(None, "linear", "llama3", parameter=_P, tied=True)
+    scaling: str | None = choice(None, *SCALINGS, parameter=_P, tied=True)
     factor: float = number(1.0, parameter=_P, tied=True, within=FACTOR)
     low_freq_factor: float = number(1.0, parameter=_P, tied=True, within=FACTOR)
     high_freq_factor: float = number(4.0, parameter=_P, tied=True, within=FACTOR)
+    beta_fast: float = number(32.0, parameter=_P, tied=True, within=FACTOR)
+    beta_slow: float = number(1.0, parameter=_P, tied=True, within=FACTOR)
+    short_factor: tuple[float, ...] = size(())
+    long_factor: tuple[float, ...] = size(())
     original_max_position: float = number(8192.0, parameter=_P, tied=True, within=(1.0, 1e9))
     attention_factor: float = number(1.0, parameter="rotary.attention_factor", tied=True, within=FACTOR)
     dtype: torch.dtype | None = precision(
@@ -47,64 +51,59 @@ class RotaryTable(Op):
     table_dtype: torch.dtype | None = precision(None, torch.bfloat16, parameter="rotary.dtype", tied=True)
     product: str = order("outer", "matmul", "divide")
 
-    def __call__(self, positions: Int[Tensor, "b p"]) -> Float[Tensor, "b p r"]:
+    def __call__(
+        self, positions: Int[Tensor, "b p"], among: Int[Tensor, "b all"] | None = None
+    ) -> Float[Tensor, "b p r"]:
         at = positions.to(self.dtype)
-        if self.product == "divide":
+        if self.product == "divide" and self.scaling is None:
             angles = at[..., None] / self._periods(positions.device)
+        elif self.product == "divide":
+            angles = at[..., None] / (1.0 / self.frequencies(positions if among is None else among))
         elif self.product == "matmul":
-            angles = at[..., None] @ self.frequencies(positions.device)[None, None, :]
+            angles = at[..., None] @ self.frequencies(positions if among is None else among)[None, None, :]
         else:
-            angles = at[..., None] * self.frequencies(positions.device)
+            angles = at[..., None] * self.frequencies(positions if among is None else among)
         angles = cast(angles, self.angle_dtype).to(angles.dtype)
         angles = torch.cat((angles, angles), dim=-1)
         table = (angles.cos() if self.wave == "cos" else angles.sin()) * self.attention_factor
         table = cast(table, self.table_dtype)
         return table if self.dtype == torch.float64 and self.table_dtype == torch.float64 else table.to(self.out)
 
-    def frequencies(self, device: torch.device | None = None) -> Float[Tensor, " half"]:
-        """Radians per position, [width / 2]."""
-        plain = 1.0 / (self.base ** (self._even(device) / self.width))
-        return self._scaled(plain)
-
-    def _periods(self, device: torch.device | None) -> Tensor:
-        """The reciprocal of the frequencies, as in TransformerLens: base ** (i / (width / 2))."""
-        if self.scaling is not None:
-            return 1.0 / self.frequencies(device)
-        return self.base ** ((self._even(device) / 2) / (self.width / 2))
-
-    def _even(self, device: torch.device | None) -> Tensor:
+    def frequencies(self, among: Int[Tensor, "b p"]) -> Float[Tensor, " half"]:
+        """Radians per position, [width / 2], where these positions are in use."""
         compute = self.dtype if self.dtype is not torch.bfloat16 else torch.float32
-        return torch.arange(0, self.width, 2, dtype=compute, device=device)
+        like = torch.empty(0, dtype=compute, device=among.device)
+        scaled = 1.0 / (self.base ** (self.even(like) / self.width))
+        if self.scaling is not None:
+            scaled = SCALINGS[self.scaling](self, scaled, among.max() + 1)
+        return cast(cast(scaled, self.frequency_dtype), self.dtype)
 
-    def _scaled(self, plain: Tensor) -> Tensor:
-        if self.scaling == "linear":
-            plain = plain / self.factor
-        elif self.scaling == "llama3":
-            plain = self._llama3(plain)
-        return cast(cast(plain, self.frequency_dtype), self.dtype)
+    def even(self, like: Tensor) -> Float[Tensor, " half"]:
+        """0, 2, 4 and so on up to the width."""
+        return torch.arange(0, self.width, 2, dtype=like.dtype, device=like.device)
 
-    def _llama3(self, plain: Tensor) -> Tensor:
-        low = self.original_max_position / self.low_freq_factor
-        high = self.original_max_position / self.high_freq_factor
-        wavelength = 2 * math.pi / plain
-        scaled = torch.where(wavelength > low, plain / self.factor, plain)
-        smooth = (self.original_max_position / wavelength - self.low_freq_factor) / (
-            self.high_freq_factor - self.low_freq_factor
-        )
-        blended = (1 - smooth) * scaled / self.factor + smooth * scaled
-        between = ~(wavelength < high) & ~(wavelength > low)
-        return torch.where(between, blended, scaled)
+    def _periods(self, device: torch.device) -> Tensor:
+        """The reciprocal of the frequencies, as in TransformerLens: base ** (i / (width / 2))."""
+        compute = self.dtype if self.dtype is not torch.bfloat16 else torch.float32
+        even = self.even(torch.empty(0, dtype=compute, device=device))
+        return self.base ** ((even / 2) / (self.width / 2))
 
     def precomputed(self, length: int) -> tuple[Tensor, ...]:
         """The table by position, in full and in half width, and the frequencies."""
-        table = self(torch.arange(length)[None])[0]
-        return table, table[:, : self.width // 2], self.frequencies()
+        positions = torch.arange(length)[None]
+        table = self(positions)[0]
+        return table, table[:, : self.width // 2], self.frequencies(positions)
 
-    def magnitude(self, positions: Tensor) -> Tensor:
+    def magnitude(self, positions: Tensor, among: Tensor | None = None) -> Tensor:
+        among = positions if among is None else among
         exact = self.exact()
-        plain = exact.replace(scaling=None).frequencies(positions.device)
-        size = exact.frequencies(positions.device)
-        if self.scaling == "llama3":  # a blend is off by what is blended, not by its result
+        plain = exact.replace(scaling=None).frequencies(among)
+        size = exact.frequencies(among)
+        if self.scaling in (
+            "llama3",
+            "yarn",
+            "yarn_untruncated",
+        ):  # a blend is off by what is blended, not by its result
             blended = (size < plain * (1 - 1e-9)) & (size > plain / self.factor * (1 + 1e-9))
             size = torch.where(blended, plain, size)
         angles = positions[..., None].double() * size.abs()
@@ -115,7 +114,8 @@ class RotaryTable(Op):
 class Rotate(Op):
     """x · cos + rotated(x) · sin on the first `width` entries of a head; the rest passes.
 
-    `half` pairs entry i with i + width/2, `interleaved` 2i with 2i + 1 (GPT-J).
+    `half` pairs entry i with i + width/2, `interleaved` 2i with 2i + 1 (GPT-J). Computed in `dtype` (None: as queries
+    and tables come in), stored as queries come in.
     """
 
     removable: ClassVar[str | None] = "rotary.layers"
@@ -123,10 +123,14 @@ class Rotate(Op):
 
     width: int = integer(parameter="rotary.dim", tied=True, multiple=2)
     layout: str = choice("half", "interleaved", parameter="rotary.layout", tied=True)
+    dtype: torch.dtype | None = precision(None, torch.float32, parameter="rotary.dtype", tied=True)
 
     def __call__(
         self, x: Float[Tensor, "b p h e"], cos: Float[Tensor, "b p r"], sin: Float[Tensor, "b p r"]
     ) -> Float[Tensor, "b p h e"]:
+        return self._turned(cast(x, self.dtype), cos, sin).to(x.dtype)
+
+    def _turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         turn, rest = x[..., : self.width], x[..., self.width :]
         cos, sin = (self._spread(t, self.width).unsqueeze(2) for t in (cos, sin))
         turned = (turn * cos) + (self._rotated(turn) * sin)

@@ -1,0 +1,37 @@
+"""Qwen 2 and 2.5 (Yang et al. 2024): biases on queries, keys and values; windows in the upper layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import sqrt
+
+import torch
+
+from twinlens.families import rows
+from twinlens.families.config import Config
+from twinlens.families.rope import rotary
+from twinlens.families.rows import Norm
+from twinlens.ops import Normalize, Rotate, Scores
+from twinlens.spec import Shape, Step
+
+shape = rows.llama_shape
+
+
+def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
+    """The rows of the model."""
+    c.ignore("dropout is off in evaluation", "attention_dropout")
+    norm = Norm(Normalize(eps=c.get("rms_norm_eps", default=1e-6)))
+    act = rows.activation(c, "hidden_act", default="silu")[0]
+    windows = rows.upper_windows(c, shape.layers)
+    table = rotary(c, shape.head_width, dtype)
+
+    yield rows.embed("model.embed_tokens")
+    yield from rows.rotary_tables(table)
+    stream = "hook_embed"
+    for b, window in zip(rows.blocks(shape, "model.layers"), windows, strict=True):
+        scores = Scores(sqrt(shape.head_width), window=window)
+        attention = b.rotary_attention("self_attn", Rotate(width=table.width), scores, bias=True, out_bias=False)
+        yield from b.in_sequence(stream, norm, attention, b.gated_mlp("mlp", act))
+        stream = b.end
+    yield from norm.rows("ln_final", stream, "model.norm")
+    yield rows.unembed(c, "model.embed_tokens", tied=False)
