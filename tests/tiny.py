@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from twinlens.spec import stored_name
+
 # A value of theta that is no class's default shows that it is read.
 THETA = {"rope_theta": 7000.0}
 ROPE: dict[str, dict[str, Any]] = {
@@ -237,3 +239,16 @@ def _fill(model: PreTrainedModel, name: str, noise: Tensor, embedding: float) ->
 def _gain(name: str) -> float:
     """2 for queries and keys: scores are then about 2 · 2 = 4 wide. 1.3 for all other products."""
     return 2.0 if any(part in name for part in ("q_proj", "k_proj", "c_attn", "qkv", "query_key_value")) else 1.3
+
+
+class Tensors(dict[str, Tensor]):
+    """A model's tensors by the names that a spec has for them."""
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Tensors:
+        return cls((name, tensor.clone()) for name, tensor in model.state_dict().items())
+
+    def __missing__(self, name: str) -> Tensor:
+        if stored_name(name) == name:
+            raise KeyError(name)
+        return self[stored_name(name)]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from twinlens.errors import CheckpointError
 from twinlens.sites import INPUTS, axes, split
-from twinlens.spec import Shape, Spec, Step
+from twinlens.spec import Shape, Spec, Step, stored_name
 from twinlens.tensors import Folder, Live, Tensors, read_json
 
 _PREFIX = re.compile(r"^(?:(?:model|transformer|gpt_neox|decoder)\.)+")
@@ -64,6 +64,7 @@ class Checkpoint:
 
     def resolve(self, name: str) -> str:
         """The name that this checkpoint itself gives to the tensor."""
+        name = stored_name(name)
         if name in self._own:
             return name
         plain = _plain(name)
@@ -112,7 +113,7 @@ class Checkpoint:
             for argument, weight in step.weights:
                 self._check_shape(step, argument, weight.name, weight.transposed, sizes)
         self._check_depth(spec)
-        for name in spec.weight_names:
+        for name in dict.fromkeys(map(stored_name, spec.weight_names)):
             self._check_finite(name)
 
     def unused(self, spec: Spec) -> tuple[str, ...]:

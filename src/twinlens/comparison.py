@@ -161,7 +161,7 @@ def inputs_of(
     """The tokens and the mask that both sides run. Raises InputError if they are none."""
     for side in sides:
         if tokens is None and isinstance(side, Recorded):
-            call = side.recording.calls[0]
+            call = side.recording.first
             return call.tokens, None if bool(call.mask.all()) else call.mask
     if tokens is None:
         tokens = random_tokens(spec)

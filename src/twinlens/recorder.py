@@ -73,7 +73,8 @@ def mended(
 
     say(progress="mending")
     reference = parse_spec(job["spec"])
-    mender = Mender(built.module, reference, weights, tokens, mask, built.call)
+    own = load_file(job["own"])
+    mender = Mender(built.module, reference, lambda n: own[n] if n in own else weights(n), tokens, mask, built.call)
     these = from_json(job["mend"])
     return mender(these).words, mender.kept(these)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Weight:
     """A tensor of the checkpoint as a step uses it.
 
-    `name` is its own there; `transposed` if it is stored [in, out].
+    `name` is its own there, and `name@site` where an earlier step uses it too; `transposed` if it is stored [in, out].
     """
 
     name: str
@@ -51,6 +51,22 @@ class Step:
         """The step's weights under the names by which its operation knows them."""
         return {name: weight.view(weights(weight.name)) for name, weight in self.weights}
 
+    def using(self, argument: str, name: str) -> Step:
+        """The step with a tensor of another name, in the checkpoint's layout, as one of its weights."""
+        weights = dict(self.weights)
+        before = weights.pop(argument, Weight(""))
+        weights[argument] = dataclasses.replace(before, name=name)
+        return dataclasses.replace(self, weights=tuple(weights.items()))
+
+    def without(self, argument: str) -> Step:
+        """The step without one of its weights."""
+        return dataclasses.replace(self, weights=tuple(w for w in self.weights if w[0] != argument))
+
+
+def stored_name(name: str) -> str:
+    """The checkpoint's name of a tensor, whichever step uses it."""
+    return name.partition("@")[0]
+
 
 Weights = Callable[[str], Tensor]
 """From a tensor's name in the checkpoint to the tensor."""
@@ -68,6 +84,8 @@ class Shape:
     vocabulary: int
     positions: int | None = None
     """Rows of a learned position table; None where any position has a meaning."""
+    mlp_width: int | None = None
+    """Inside every MLP, where that is one number."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +127,18 @@ class Spec:
     def weight_names(self) -> tuple[str, ...]:
         """The checkpoint's tensors that any step uses, each once."""
         return tuple(dict.fromkeys(w.name for step in self.steps for _, w in step.weights))
+
+    def apart(self) -> Spec:
+        """A copy in which each use of a tensor has its own name, since an implementation may hold two."""
+        seen = set[str]()
+        steps = list[Step]()
+        for step in self.steps:
+            for argument, weight in step.weights:
+                if weight.name in seen:
+                    step = step.using(argument, f"{weight.name}@{step.writes}")
+                seen.add(weight.name)
+            steps.append(step)
+        return dataclasses.replace(self, steps=tuple(steps))
 
     def between(self, target: str, given: Iterable[str]) -> tuple[Step, ...]:
         """The steps that compute `target` from `given` sites and the inputs.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from twinlens.capture import Placement, compared_weights
 from twinlens.capture import record as capture_record
 from twinlens.checkpoint import Checkpoint, from_module, open_checkpoint
+from twinlens.environments.elsewhere import Mend, record_elsewhere
 from twinlens.errors import ComparisonError, SourceError
 from twinlens.families import FAMILIES, declare
 from twinlens.loading import kernel_of
@@ -158,7 +159,18 @@ class Recorded:
             return None
         about = self.recording.about
         options = {key: str(about[key]) for key in ("attn", "dtype") if about.get(key)}
-        return declared_at(where, **options)
+        declared = declared_at(where, **options)
+        self._check_same(declared.checkpoint)
+        return declared
+
+    def _check_same(self, checkpoint: Checkpoint | None) -> None:
+        """Raises ComparisonError where the checkpoint has become another one since it was recorded."""
+        recorded = (self.recording.checkpoint or {}).get("sha256")
+        if recorded is not None and checkpoint is not None and checkpoint.fingerprint() != recorded:
+            raise ComparisonError(
+                f"{checkpoint.path} holds other weights than when {self.name} was recorded (its hash has changed); "
+                "give the checkpoint that was recorded with --model PATH, or record again"
+            )
 
     def record(self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say) -> Recording:
         """Itself; it must be of the tokens that the other side ran."""
@@ -171,8 +183,8 @@ class Elsewhere:
 
     source: SourceString
     name: str = ""
-    mend: tuple[str, str] | None = None
-    """The reference's spec as text, and instructions: the source is mended before it is recorded."""
+    mend: Mend | None = None
+    """Instructions by which the source is mended before it is recorded."""
     words: list[str] = field(default_factory=list[str])
     """What was done to mend it, in its own words."""
 
@@ -186,8 +198,6 @@ class Elsewhere:
 
     def record(self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say) -> Recording:
         """Run the recorder there, and read what it wrote."""
-        from twinlens.environments.elsewhere import record_elsewhere
-
         say(f"recording {self.name}")
         folder = tempfile.mkdtemp(prefix="twinlens-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)  # it lives as long as the subject
@@ -234,6 +244,8 @@ def _of_source(source: SourceString) -> Subject:
     if source.kind == "native":
         declared = declared_at(source.path, **source.options)
         return Native(Model(declared.spec, declared.weights), str(source))
+    if Path(source.path).is_dir():
+        declare(open_checkpoint(source.path).config)  # says which families are known, before others say it otherwise
     built = build(source)
     return Live(built.module, built.call, str(source), dict(built.about))
 
@@ -266,9 +278,9 @@ def check_alike(a: Spec, b: Spec) -> None:
         raise ComparisonError(
             f"the reference is a {a.family} and the candidate a {b.family}; compare models of one family"
         )
-    for what in ("layers", "d_model", "heads", "kv_heads", "head_width", "vocabulary"):
+    for what in ("layers", "d_model", "heads", "kv_heads", "head_width", "mlp_width", "vocabulary"):
         x, y = getattr(a.shape, what), getattr(b.shape, what)
-        if x != y:
+        if x != y and x is not None and y is not None:
             raise ComparisonError(
                 f"the reference has {what.replace('_', ' ')} {x} and the candidate {y}; "
                 "compare two implementations of one checkpoint"

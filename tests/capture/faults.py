@@ -16,12 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.tiny import FAMILIES
+from tests.tiny import FAMILIES, Tensors
 from twinlens.families import declare
 from twinlens.sites import split
 from twinlens.spec import Spec, Step
-
-Tensors = dict[str, Tensor]
 
 
 @dataclass
@@ -56,8 +54,8 @@ class Planted:
 def build(fault: Planted, dtype: torch.dtype = torch.float32) -> Candidate:
     model = FAMILIES[fault.family](attn=fault.attn, dtype=dtype, **fault.config)
     spec = declare(model.config.to_dict(), dtype=dtype, attention=fault.attn)
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    truth_weights = dict(weights)
+    weights = Tensors.of(model)
+    truth_weights = Tensors(weights)
     module = copy.deepcopy(model)
     with torch.no_grad():
         fault.plant(module)

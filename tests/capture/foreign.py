@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from twinlens import sites as names
 from twinlens.capture import align, trace
+from twinlens.checkpoint import open_checkpoint
 from twinlens.families import declare
 from twinlens.sources import transformer_lens
+from twinlens.spec import Weights
 
 KEPT = Path(__file__).with_name("foreign.json")
 EVIDENCE = ("weight+replay", "weight", "replay", "provisional", "hidden", "missing")
@@ -33,7 +34,7 @@ def hooked(folder: Path) -> str:
     spec, weights = declare(config), checkpoint(folder)
     tokens = torch.randint(90, (2, 13), generator=torch.Generator().manual_seed(0))
     graph = trace(built.module, tokens, call=built.call)
-    placement = align(graph, spec, weights.__getitem__)
+    placement = align(graph, spec, weights)
     cache = built.module.run_with_cache(tokens)[1]
     wrong = [
         site
@@ -67,8 +68,8 @@ def right(site: str, seen: Tensor, theirs: Tensor) -> bool:
     return float((seen - theirs).norm()) <= 1e-4 * float(theirs.norm())
 
 
-def checkpoint(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "model.safetensors")
+def checkpoint(folder: Path) -> Weights:
+    return open_checkpoint(folder).weight
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.tiny import tiny_gpt2, tiny_llama
+from tests.tiny import Tensors, tiny_gpt2, tiny_llama
 from twinlens.families import declare
 from twinlens.spec import Spec
 
@@ -198,7 +198,7 @@ def ports() -> list[tuple[str, nn.Module, Spec, Truth]]:
     """Each port, with the declaration and the checkpoint that it is held against."""
     found: list[tuple[str, nn.Module, Spec, Truth]] = []
     model = tiny_llama()
-    spec, weights = declare(model.config.to_dict()), dict(model.state_dict())
+    spec, weights = declare(model.config.to_dict()), Tensors.of(model)
     how = {"layers": 3, "heads": 4, "kv": 2, "width": 12, "eps": model.config.rms_norm_eps}
     for name, change in (
         ("fused, interleaved, flattened, in place", {}),
@@ -207,14 +207,14 @@ def ports() -> list[tuple[str, nn.Module, Spec, Truth]]:
     ):
         port = FusedLlama(weights, **({"base": 7000.0} | how | change))
         found.append((f"llama port: {name}", port, spec, weights))
-    damaged = dict(weights)
+    damaged = Tensors(weights)
     key = "model.layers.1.self_attn.k_proj.weight"
     damaged[key] = weights[key].clone()
     damaged[key][5:8] = 0.1
     port = FusedLlama(damaged, base=7000.0, **how)
     found.append(("llama port: fused, rows of k damaged", port, spec, weights))
     model = tiny_gpt2()
-    spec, weights = declare(model.config.to_dict()), dict(model.state_dict())
+    spec, weights = declare(model.config.to_dict()), Tensors.of(model)
     port = SplitGPT2(weights, layers=3, heads=4, eps=model.config.layer_norm_epsilon)
     found.append(("gpt2 port: weights by head, einsum", port, spec, weights))
     return found

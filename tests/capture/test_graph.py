@@ -109,12 +109,12 @@ def test_keys_are_places_in_the_code_whatever_the_shape() -> None:
     ],
 )
 def test_what_cannot_be_captured_is_said_in_one_sentence(module: nn.Module, says: str) -> None:
-    from tests.tiny import tiny_llama
+    from tests.tiny import Tensors, tiny_llama
     from twinlens.capture import align
     from twinlens.families import declare
 
     model = tiny_llama()
-    weights = dict(model.state_dict())
+    weights = Tensors.of(model)
     with pytest.raises(CaptureError, match=says):
         align(trace(module, TOKENS), declare(model.config.to_dict()), weights.__getitem__)
 

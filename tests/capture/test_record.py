@@ -9,15 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from tests.capture.faults import activation, rows_halved, scaling
-from tests.tiny import FAMILIES, left_padded, random_tokens, tiny_llama
+from tests.tiny import FAMILIES, Tensors, left_padded, random_tokens, tiny_llama
 from twinlens.capture import graft, placed, record
 from twinlens.families import declare
 from twinlens.spec import evaluate
 
 
 def declared(model: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    return declare(model.config.to_dict()), weights
+    return declare(model.config.to_dict()), Tensors.of(model)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

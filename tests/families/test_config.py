@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING
 
 from tests.tiny import ALL, CONFIGS, ROPE
 from twinlens import ConfigError, UnknownArchitecture, declare
 from twinlens.families import FAMILIES as DECLARED
+from twinlens.spec import stored_name
 
 every_family = pytest.mark.parametrize("family", ALL)
 
@@ -155,5 +157,23 @@ def test_an_unknown_architecture_lists_those_known() -> None:
 def test_every_weight_of_transformers_is_used(family: str) -> None:
     model = ALL[family]()
     spec = declare(model.config.to_dict(), dtype=torch.float32)
-    assert set(spec.weight_names) == {name for name, _ in model.named_parameters()}
+    assert set(map(stored_name, spec.weight_names)) == {name for name, _ in model.named_parameters()}
     assert set(DECLARED) == {kind for kind, _, _ in CONFIGS.values()}
+
+
+@every_family
+def test_a_key_that_is_left_out_means_what_the_class_means(family: str) -> None:
+    """Or is asked for: a default of our own that is another one would be the commonest fault of all."""
+    whole = config_of(family)
+    wrong = list[str]()
+    for key in whole.keys() - {"model_type", "architectures", "transformers_version"}:
+        without = {k: v for k, v in whole.items() if k != key}
+        try:
+            ours = declare(without)
+        except ConfigError:
+            continue
+        theirs = CONFIG_MAPPING[whole["model_type"]].from_dict(without).to_dict()
+        meant = declare(theirs | ({key: None} if key == "intermediate_size" else {}))  # the weights say it
+        if ours != meant:
+            wrong.append(key)
+    assert wrong == []

@@ -674,7 +674,7 @@ def _(m: Model) -> None:
     modeling(m, eager_attention_forward=attention(soften=softmax_in(torch.bfloat16)))
 
 
-@fault("softmax in bfloat16", "gpt2", Want("attn.softmax_dtype", None, "bfloat16", ALL3))
+@fault("softmax in bfloat16", "gpt2", Want("attn.softmax_dtype", "float32", "bfloat16", ALL3))
 def _(m: Model) -> None:
     modeling(m, eager_attention_forward=attention(soften=softmax_in(torch.bfloat16)))
 

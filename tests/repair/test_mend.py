@@ -150,4 +150,5 @@ def test_a_head_that_is_not_tied_any_more_is_mended_where_it_is_read() -> None:
     report = twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, 40))
     assert [c.parameter for c in report.causes] == ["weight"]
     assert report.fix(candidate).verdict == "identical"
-    assert not torch.equal(candidate.lm_head.weight, candidate.transformer.wte.weight)
+    assert torch.equal(candidate.lm_head.weight, reference.transformer.wte.weight)
+    assert torch.equal(candidate.transformer.wte.weight, reference.transformer.wte.weight)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,13 +17,25 @@ from twinlens.recording import Recording
 from twinlens.sources.parse import SourceString
 
 
+@dataclass(frozen=True)
+class Mend:
+    """What a source shall compute instead."""
+
+    spec: str
+    """The reference's steps, as text."""
+    wanted: str
+    """Instructions, as JSON."""
+    tensors: Mapping[str, Tensor]
+    """Those of the reference that are not its checkpoint's, by name."""
+
+
 def record_elsewhere(
     source: SourceString, tokens: Tensor, mask: Tensor | None, out: Path, *,
-    mend: tuple[str, str] | None = None, say: Callable[[str], None], overwrite: bool = False,
+    mend: Mend | None = None, say: Callable[[str], None], overwrite: bool = False,
 ) -> Recording:  # fmt: skip
     """Make the environment if it is not there, run the recorder in it, open what it wrote.
 
-    `mend`: the reference's spec as text and instructions as JSON, applied to the source before it is recorded.
+    `mend`: instructions that are applied to the source before it is recorded.
     Raises EnvironmentFailed, and whatever error the recorder reports.
     """
     python = make(source.requirements, say)
@@ -33,6 +46,8 @@ def record_elsewhere(
         local = SourceString(source.kind, source.path, source.options)
         job = {"source": str(local), "tokens": str(given), "out": str(out), "overwrite": overwrite}
         if mend is not None:
-            job |= {"spec": mend[0], "mend": mend[1]}
+            own = Path(folder) / "own.safetensors"
+            save_file({name: tensor.contiguous() for name, tensor in mend.tensors.items()}, own)
+            job |= {"spec": mend.spec, "mend": mend.wanted, "own": str(own)}
         run_recorder(python, job, say)
     return Recording.load(out)

@@ -62,4 +62,4 @@ def declare(config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, at
     shape = family.shape(c)
     steps = tuple(with_kernel(family.steps(c, shape, dtype), attention))
     c.close()
-    return Spec(name, steps, shape, dtype, inputs=getattr(family, "inputs", ()))
+    return Spec(name, steps, shape, dtype, inputs=getattr(family, "inputs", ())).apart()

@@ -18,13 +18,13 @@ from twinlens.spec import Shape, Step
 def shape(c: Config) -> Shape:
     """Sizes that the weights fix: Falcon-7b has one key/value head, Falcon-40b groups, falcon-rw one for each."""
     heads, width = c.get("num_attention_heads", "n_head"), c.get("hidden_size", "n_embed")
-    c.ignore("fixed by the weights", "ffn_hidden_size")
     c.ignore("rotary positions have no table", "max_position_embeddings")
     grouped = c.get("new_decoder_architecture", default=False)
     one = c.get("multi_query", default=True) and not grouped
     kv_heads = c.get("num_kv_heads", "n_head_kv", default=heads)
     layers = c.get("num_hidden_layers", "n_layer")
-    return Shape(layers, width, heads, 1 if one else kv_heads, width // heads, c.get("vocab_size"))
+    inner = c.get("ffn_hidden_size", default=4 * width)
+    return Shape(layers, width, heads, 1 if one else kv_heads, width // heads, c.get("vocab_size"), mlp_width=inner)
 
 
 def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:

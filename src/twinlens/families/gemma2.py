@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from math import sqrt
 
 import torch
@@ -14,7 +15,7 @@ from twinlens.families.rows import Norm
 from twinlens.ops import Embed, Rotate, Scores, Unembed
 from twinlens.spec import Shape, Step
 
-shape = rows.llama_shape
+shape = partial(rows.llama_shape, head_width=256, kv_heads=4)
 
 
 def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
@@ -27,7 +28,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     bias = c.get("attention_bias", default=False)
     windows = rows.windows(c, shape.layers, ("sliding_attention", "full_attention"), 4096)
     scale = sqrt(c.get("query_pre_attn_scalar", default=256))
-    cap, last = c.get("attn_logit_softcapping", default=None), c.get("final_logit_softcapping", default=None)
+    cap, last = c.optional("attn_logit_softcapping", 50.0), c.optional("final_logit_softcapping", 30.0)
     table = rotary(c, shape.head_width, dtype)
 
     yield rows.embed("model.embed_tokens", Embed(sqrt(shape.d_model)))  # Gemma report, section 2

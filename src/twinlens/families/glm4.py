@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from math import sqrt
 
 import torch
@@ -14,10 +15,7 @@ from twinlens.families.rows import Norm
 from twinlens.ops import Normalize, Rotate, Scores
 from twinlens.spec import Shape, Step
 
-
-def shape(c: Config) -> Shape:
-    """Sizes that the weights fix; a head is 128 wide where the config does not say."""
-    return rows.llama_shape(c, head_width=128)
+shape = partial(rows.llama_shape, head_width=128, kv_heads=2)
 
 
 def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:

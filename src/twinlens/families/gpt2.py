@@ -20,10 +20,10 @@ def shape(c: Config) -> Shape:
     """Sizes that the weights fix."""
     heads, width = c.get("n_head", "num_attention_heads"), c.get("n_embd", "hidden_size")
     positions = c.get("n_positions", "max_position_embeddings")
-    c.ignore("fixed by the weights", "n_inner")
     c.ignore("the length of the causal buffer of old code, equal to n_positions", "n_ctx")
     layers = c.get("n_layer", "num_hidden_layers")
-    return Shape(layers, width, heads, heads, width // heads, c.get("vocab_size"), positions)
+    inner = c.get("n_inner", default=4 * width)
+    return Shape(layers, width, heads, heads, width // heads, c.get("vocab_size"), positions, inner)
 
 
 def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:

@@ -20,11 +20,10 @@ inputs = (("positions", "cumsum(mask) * mask - 1"),)
 def shape(c: Config) -> Shape:
     """Sizes that the weights fix."""
     heads, width, why = c.get("num_attention_heads"), c.get("hidden_size"), "no released decoder but OPT-350m differs"
-    c.ignore("fixed by the weights", "ffn_dim")
     c.require("word_embed_proj_dim", width, why)
     c.require("do_layer_norm_before", True, why)
     layers, positions = c.get("num_hidden_layers"), c.get("max_position_embeddings")
-    return Shape(layers, width, heads, heads, width // heads, c.get("vocab_size"), positions)
+    return Shape(layers, width, heads, heads, width // heads, c.get("vocab_size"), positions, c.get("ffn_dim"))
 
 
 def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:

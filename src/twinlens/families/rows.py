@@ -11,21 +11,21 @@ from twinlens.ops import Embed, Mix, PositionEmbed, RotaryTable, Unembed
 from twinlens.spec import Shape, Step, Weight
 
 
-def llama_shape(c: Config, head_width: int | None = None) -> Shape:
+def llama_shape(c: Config, head_width: int | None = None, kv_heads: int | None = None) -> Shape:
     """Sizes that the weights fix, under the names that most configs use.
 
-    `head_width` is a family's own where its config does not say it.
+    `head_width` and `kv_heads` are those of a family's class where the config says nothing.
     """
     heads, width = c.get("num_attention_heads"), c.get("hidden_size")
-    c.ignore("fixed by the weights", "intermediate_size")
     c.ignore("rotary positions have no table", "max_position_embeddings")
     return Shape(
         layers=c.get("num_hidden_layers"),
         d_model=width,
         heads=heads,
-        kv_heads=c.get("num_key_value_heads", default=heads),
+        kv_heads=c.optional("num_key_value_heads", kv_heads) or heads,
         head_width=c.get("head_dim", default=head_width or width // heads),
         vocabulary=c.get("vocab_size"),
+        mlp_width=c.get("intermediate_size", default=None),
     )
 
 

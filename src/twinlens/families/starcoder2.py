@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from math import sqrt
 
 import torch
@@ -14,7 +15,7 @@ from twinlens.families.rows import Norm
 from twinlens.ops import Activate, Rotate, Scores
 from twinlens.spec import Shape, Step
 
-shape = rows.llama_shape
+shape = partial(rows.llama_shape, kv_heads=2)
 
 
 def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:

@@ -86,7 +86,8 @@ class RotaryTable(Op):
         """The reciprocal of the frequencies, as in TransformerLens: base ** (i / (width / 2))."""
         compute = self.dtype if self.dtype is not torch.bfloat16 else torch.float32
         even = self.even(torch.empty(0, dtype=compute, device=device))
-        return self.base ** ((even / 2) / (self.width / 2))
+        periods = self.base ** ((even / 2) / (self.width / 2))
+        return cast(cast(periods, self.frequency_dtype), self.dtype)
 
     def precomputed(self, length: int) -> tuple[Tensor, ...]:
         """The table by position, in full and in half width, and the frequencies."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from twinlens import sites
 from twinlens.fields import kind_of, kinds
 from twinlens.ops import Add
-from twinlens.spec import Spec, Step, Weight, Weights
+from twinlens.spec import Spec, Step, Weights
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,7 @@ class Use:
 
     def apply(self, step: Step) -> Step:
         """The step with the change made."""
-        old = dict(step.weights)
-        before = old.pop(self.argument, Weight(""))
-        if self.tensor is not None:
-            old[self.argument] = Weight(self.key, before.transposed)
-        return dataclasses.replace(step, weights=tuple(old.items()))
+        return step.without(self.argument) if self.tensor is None else step.using(self.argument, self.key)
 
     def parameter(self, spec: Spec) -> str:
         """The vocabulary's word for it."""
@@ -223,6 +219,11 @@ def _moved(change: SetField | Leave | Rewire, layer: int) -> Change:
 def concerns(change: Change) -> tuple[str, ...]:
     """The sites whose steps a change changes."""
     return change.sites if isinstance(change, SetField | Leave) else (change.site,)
+
+
+def is_precision(spec: Spec, change: Change) -> bool:
+    """Whether a change is of the precision in which something is computed."""
+    return isinstance(change, SetField) and kind_of(spec.at[change.site].op, change.name).name == "dtype"
 
 
 def twins(steps: Iterable[Step], site: str, name: str) -> tuple[str, ...]:

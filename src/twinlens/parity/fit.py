@@ -167,6 +167,8 @@ class Fit:
 
     def covariance(self, r: Tensor, J: Tensor) -> Tensor:
         """Of the coordinates [n n], robust against errors that a row or a column has in common (a rounded root)."""
+        if not bool(torch.isfinite(J).all() and torch.isfinite(r).all()):
+            return torch.full((J.shape[1], J.shape[1]), torch.inf, dtype=J.dtype)  # nothing is known of them
         inner = torch.linalg.pinv(J.T @ J)
         width = len(r) // len(self.weights)  # a changed table may be narrower than the candidate's
         scores = (J * r[:, None]).reshape(-1, width, J.shape[1])

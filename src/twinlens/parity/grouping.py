@@ -14,7 +14,7 @@ from twinlens import sites
 from twinlens.fields import kind_of
 from twinlens.parity.changes import ROUNDED, Change, Feed, Leave, Rewire, SetField, Use, slot, twins
 from twinlens.parity.result import Cause, Examination, Order
-from twinlens.spec import Spec
+from twinlens.spec import Spec, stored_name
 
 
 def group_causes(spec: Spec, examined: Mapping[str, Examination]) -> list[Cause]:
@@ -93,7 +93,7 @@ def _cause(spec: Spec, change: Change, target: str, e: Examination) -> Cause:
     name = e.names.get(slot(change), "")
     described = [f"= {name}"] if name else []
     if isinstance(change, Use):
-        described.append(f"{change.name}: {change.pattern}")
+        described.append(f"{stored_name(change.name)}: {change.pattern}")
     if isinstance(change, Feed):
         described.append(f"{change.name} {change.value}")
     described.append(e.proof)
@@ -121,7 +121,8 @@ def values(spec: Spec, change: Change) -> tuple[Any, Any]:
         return plain(getattr(spec.at[change.site].op, change.name)), plain(change.value)
     if isinstance(change, Use):
         has_it = change.argument in dict(spec.at[change.site].weights)
-        return (change.name if has_it else None), (change.other or change.name if change.tensor is not None else None)
+        name, other = stored_name(change.name), stored_name(change.other)
+        return (name if has_it else None), (other or name if change.tensor is not None else None)
     if isinstance(change, Leave):
         return "present", None
     if isinstance(change, Rewire):

@@ -48,7 +48,7 @@ class _Point:
 
 class _Seen:
     def __init__(self, spec: Spec, weights: Weights, recording: Recording) -> None:
-        call = recording.calls[0]
+        call = recording.first
         self.given = given(call.tokens, call.mask, call.positions)
         self.spec, self.mask, self.sites = spec, call.mask, call.sites
         self.weights: Weights = lambda name: weights(name).detach()

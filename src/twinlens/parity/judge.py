@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from twinlens.bits import each
+from twinlens.bits import equal as equal_bytes
 from twinlens.errors import ComparisonError
 from twinlens.inputs import given
-from twinlens.parity import gauges, weighing
+from twinlens.parity import gauges
 from twinlens.parity.agreement import Agreement
-from twinlens.parity.changes import Use, Variant
+from twinlens.parity.changes import Change, SetField, Use, Variant, is_precision
 from twinlens.parity.examine import Examiner
-from twinlens.parity.grouping import group_causes, group_orders
-from twinlens.parity.merged import Meter, merge, work
-from twinlens.parity.result import Examination, Finding, Result, Unexplained
+from twinlens.parity.grouping import group_causes, group_orders, plain
+from twinlens.parity.merged import Meter, coming_in, merge, stored, work
+from twinlens.parity.result import Cause, Examination, Finding, Result, Verdict
 from twinlens.parity.rounding import by_rows, difference, equal, unmasked
 from twinlens.recording import Recording
 from twinlens.sites import INPUTS, axes
@@ -43,11 +44,21 @@ class Side:
     @classmethod
     def of(cls, recording: Recording, weights: Weights) -> Side:
         """The first call of a recording."""
-        call = recording.calls[0]
+        call = recording.first
         inputs = given(call.tokens, call.mask, call.positions)
         sites = {name: tensor.detach() for name, tensor in {**call.sites, **inputs}.items()}
         own = {name: tensor.detach() for name, tensor in recording.weights.items()}
         return cls(sites, own, recording.weights_equal)
+
+    def meet(self, name: str, checkpoint: Tensor, reference: Tensor) -> None:
+        """Of a weight that is not the checkpoint's in the reference: whether this side's is the reference's."""
+        if name in self.known:
+            self.own[name] = checkpoint
+        elif name in self.own and equal_bytes(self.own[name], reference):
+            del self.own[name]
+            self.known |= {name}
+            return
+        self.known -= {name}
 
 
 def judge(
@@ -68,13 +79,19 @@ class Judge:
         self, spec: Spec, weights: Weights, reference: Recording, candidate: Recording, progress: Progress
     ) -> None:
         check_tokens(reference, candidate)
-        self.declared, self.progress, self.first = spec, progress, reference
+        self.declared, self.progress = spec, progress
+        self.first, self.second = reference, candidate
         self.reference_spec = spec
         """The spec as the reference computes it, known after `run`."""
+        self.own: dict[str, Tensor] = {}
+        """Tensors of the reference that are not its checkpoint's, known after `run`."""
+        self._beyond: list[str] = []
+        """Visible sites where the reference does what neither its declaration says nor any change of it."""
+        self._coarse: frozenset[tuple[str, str]] = frozenset()
         self.weights: Weights = lambda name: weights(name).detach()
         self.reference, self.candidate = Side.of(reference, weights), Side.of(candidate, weights)
         self.mask = self.reference.sites["mask"]
-        sides = (set(reference.calls[0].sites), set(candidate.calls[0].sites))
+        sides = (set(reference.first.sites), set(candidate.first.sites))
         self.common = [s for s in spec.sites if s in sides[0] & sides[1]]
         if not self.common:
             raise ComparisonError(
@@ -113,13 +130,16 @@ class Judge:
         return equal(site, self.reference.sites[site], self.candidate.sites[site], self.mask)
 
     def _scope(self) -> str:
-        return f"{len(self.common)} sites of both sides, {int(self.mask.sum())} tokens"
+        sides = {"reference": self.first, "candidate": self.second}
+        cut = [f"; the {name}'s recording is partial: more was to come" for name, side in sides.items() if side.partial]
+        return f"{len(self.common)} sites of both sides, {int(self.mask.sum())} tokens{''.join(cut)}"
 
     # the reference against its own declaration -------------------------------------------------------------
 
     def _checked_reference(self, same: Mapping[str, bool], result: Result) -> Spec:
         """The spec as the reference computes it (rule 10); only where the sides differ in bits."""
-        examiner = Examiner(self.declared, {}, frozenset(self.declared.weight_names))
+        side = self.reference
+        examiner = Examiner(self.declared, side.own, side.known)
         found: dict[str, Examination] = {}
         steps = list(merge(self.declared, self.reference.sites, self.weights, self.meter))
         for i, m in enumerate(steps):
@@ -128,26 +148,40 @@ class Judge:
                 found[m.target] = examiner(m)
         result.reference_edits = group_causes(self.declared, found)
         result.reference_orders = group_orders(self.declared, found)
-        unsolved = [e for e in found.values() if e.status == "different"]
-        for e in unsolved:
-            assert e.ratio is not None
-            result.unexplained.append(Unexplained(f"{e.target} (of the reference itself)", e.ratio, list(e.nearest)))
-        changes = Variant(tuple(c for e in found.values() for c in (*e.changes.changes, *e.orders.changes)))
-        own = {c.key: c.tensor for c in changes.changes if isinstance(c, Use) and c.tensor is not None}
-        if own:
-            before = self.weights
-            self.weights = lambda name: own[name] if name in own else before(name)
-        return self.declared.replace_steps({s.writes: s for s in changes.steps(self.declared.steps)})
+        unsolved = [e for e in found.values() if e.is_unsolved]
+        result.unexplained += [e.unexplained(" (of the reference itself)") for e in unsolved]
+        self._beyond = [self._visible(e.target) for e in unsolved]
+        self._coarse = frozenset(
+            (site, c.name)
+            for e in found.values()
+            for c in e.changes.changes
+            if isinstance(c, SetField) and is_precision(self.declared, c)
+            for site in c.sites
+        )
+        return self._as_computed([c for e in found.values() for c in (*e.changes.changes, *e.orders.changes)])
+
+    def _as_computed(self, changes: list[Change]) -> Spec:
+        """The declared steps with the reference's own changes; its own tensors stand for the checkpoint's."""
+        steps = {s.writes: s for s in Variant(tuple(changes)).steps(self.declared.steps)}
+        for c in changes:
+            if isinstance(c, Use) and c.tensor is not None:
+                if c.name in self.declared.weight_names:
+                    self.candidate.meet(c.name, self.weights(c.name), c.tensor)
+                self.own[c.name] = c.tensor
+                steps[c.site] = steps[c.site].using(c.argument, c.name)
+        before = self.weights
+        self.weights = lambda name: self.own[name] if name in self.own else before(name)
+        return self.declared.replace_steps(steps)
 
     # the candidate against the reference ---------------------------------------------------------------------
 
     def _examine_candidate(
         self, spec: Spec, same: Mapping[str, bool], result: Result
     ) -> tuple[dict[str, Examination], dict[str, Tensor]]:
-        examiner = Examiner(spec, self.candidate.own, weighing.everywhere(spec, self.candidate.known))
+        examiner = Examiner(spec, self.candidate.own, self.candidate.known)
         examined: dict[str, Examination] = {}
         natives: dict[str, Tensor] = {}
-        steps = list(merge(spec, self.candidate.sites, self.weights, self.meter))
+        steps = list(merge(spec, self.candidate.sites, self.weights, self.meter, self._coarse))
         # the simplest first: what they show is a proposal for those that hide more
         for i, m in enumerate(sorted(steps, key=lambda m: len(m.steps))):
             self.progress("replaying the candidate", i, len(steps))
@@ -187,19 +221,32 @@ class Judge:
         return Finding(site, status, whole, injected, carried, size, _largest(total), e.ratio if e else None)
 
     def _conclude(self, spec: Spec, examined: Mapping[str, Examination], result: Result) -> None:
-        result.causes = group_causes(spec, examined)
+        result.causes = [self._told(c) for c in group_causes(spec, examined)]
         result.orders = group_orders(spec, examined)
-        for e in examined.values():
-            if e.status == "different" and (not e.changes or e.share < 1.0):
-                assert e.ratio is not None
-                result.unexplained.append(Unexplained(e.target, e.ratio, list(e.nearest)))
-        at_fault = [s for s, e in examined.items() if e.status in ("explained", "different")]
-        result.first_difference = at_fault[0] if at_fault else None
+        unsolved = [e for e in examined.values() if e.is_unsolved]
+        result.unexplained += [e.unexplained() for e in unsolved]
+        at_fault = {self._visible(s) for s, e in examined.items() if e.status in ("explained", "different")}
+        at_fault |= set(self._beyond)  # the candidate was judged by what the reference does not do
+        result.first_difference = next((s for s in self.common if s in at_fault), None)
         result.verdict = "different" if at_fault else "rounding"
-        unsolved = any(e.status == "different" for e in examined.values())
-        result.exact = all(e.exact for e in examined.values())
+        result.exact = all(e.exact for e in examined.values()) and not self._beyond
         to_the_bit = all(e.exact_without_orders for e in examined.values()) and not result.reference_orders
-        result.explained = "different" if unsolved else "identical" if to_the_bit else "rounding"
+        explained: Verdict = "identical" if to_the_bit else "rounding"
+        result.explained = "different" if unsolved or self._beyond else explained
+
+    def _visible(self, target: str) -> str:
+        """The first site of both sides at which a step of one side is seen."""
+        at = self.declared.sites.index(target)
+        return next((s for s in self.common if self.declared.sites.index(s) >= at), self.common[-1])
+
+    def _told(self, cause: Cause) -> Cause:
+        """A cause with the site of both sides where it is seen, and the precisions that it speaks of by name."""
+        told = replace(cause, seen_at=self._visible(cause.seen_at))
+        change = cause.changes[0]
+        if not isinstance(change, SetField) or not is_precision(self.declared, change):
+            return told
+        given = plain(coming_in(self.declared.at[change.site], stored(self.declared, self.weights)))
+        return replace(told, reference=cause.reference or given, candidate=cause.candidate or given)
 
 
 def _rms(x: Tensor) -> float:
@@ -219,7 +266,7 @@ def _size(site: str, x: Tensor) -> float:
 
 def check_tokens(reference: Recording, candidate: Recording) -> None:
     """Raises ComparisonError unless both ran the same tokens under the same mask."""
-    a, b = reference.calls[0], candidate.calls[0]
+    a, b = reference.first, candidate.first
     if a.tokens.shape != b.tokens.shape or not torch.equal(a.tokens, b.tokens):
         where = "" if a.tokens.shape != b.tokens.shape else f", first at {(a.tokens != b.tokens).nonzero()[0].tolist()}"
         raise ComparisonError(

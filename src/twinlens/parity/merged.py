@@ -64,6 +64,8 @@ class Merged:
     meter: Meter
     dtypes: Mapping[str, torch.dtype]
     """What the declared model stores at each site."""
+    coarse: frozenset[tuple[str, str]] = frozenset()
+    """Sites and precision fields in which the reference computes more coarsely than it is declared to."""
 
     @property
     def value(self) -> Tensor:
@@ -111,8 +113,7 @@ class Merged:
 
     def precision(self, step: Step, value: torch.dtype | None) -> torch.dtype:
         """What a precision field says: None is what the declared step reads."""
-        reads = self.dtypes.get(step.reads[0], torch.float32)
-        return value if value is not None else reads if reads.is_floating_point else torch.float32
+        return coming_in(step, self.dtypes) if value is None else value
 
     def is_coarser(self, step: Step, a: torch.dtype | None, b: torch.dtype | None) -> bool:
         """Whether a step would compute more coarsely in `a` than in `b`."""
@@ -245,7 +246,13 @@ def _double(x: Tensor) -> Tensor:
     return x.double() if x.is_floating_point() else x
 
 
-def merge(spec: Spec, sites: Mapping[str, Tensor], weights: Weights, meter: Meter) -> Iterator[Merged]:
+def merge(
+    spec: Spec,
+    sites: Mapping[str, Tensor],
+    weights: Weights,
+    meter: Meter,
+    coarse: frozenset[tuple[str, str]] = frozenset(),
+) -> Iterator[Merged]:
     """The merged steps of a run, in the order of the spec."""
     shown = [s for s in spec.sites if s in sites]
     hidden_by_kernel = {
@@ -258,7 +265,13 @@ def merge(spec: Spec, sites: Mapping[str, Tensor], weights: Weights, meter: Mete
         steps = spec.between(target, others)
         inner = hidden_by_kernel.get(target, ())
         kernel_steps = spec.between(target, [s for s in others if s not in inner]) if inner else steps
-        yield Merged(target, steps, kernel_steps, given, weights, meter, dtypes)
+        yield Merged(target, steps, kernel_steps, given, weights, meter, dtypes, coarse)
+
+
+def coming_in(step: Step, dtypes: Mapping[str, torch.dtype]) -> torch.dtype:
+    """The dtype in which a step computes that is given no other: that of what it reads."""
+    reads = dtypes.get(step.reads[0], torch.float32)
+    return reads if reads.is_floating_point else torch.float32
 
 
 def stored(spec: Spec, weights: Weights) -> dict[str, torch.dtype]:

@@ -43,14 +43,19 @@ def alternatives(merged: Merged, base: Variant) -> Iterator[SetField]:
             if kind.name == "order":
                 yield from (SetField((step.writes,), name, v) for v in kind.alternatives if v != now)
             if kind.name == "dtype":
-                yield from (SetField((step.writes,), name, v) for v in kind.alternatives if finer(merged, step, v, now))
+                yield from (
+                    SetField((step.writes,), name, v) for v in kind.alternatives if finer(merged, step, name, v, now)
+                )
 
 
-def finer(merged: Merged, step: Step, a: torch.dtype | None, b: torch.dtype | None) -> bool:
+def finer(merged: Merged, step: Step, name: str, a: torch.dtype | None, b: torch.dtype | None) -> bool:
     """Whether `a` is more precise, and what is stored the same: an order, no cause.
 
-    So is the precision of an oracle, beyond what any model stores.
+    So is the precision of an oracle, beyond what any model stores. Not so where the reference itself departs from its
+    declaration by computing more coarsely: then the other side, which does not, differs from it by a cause.
     """
+    if (step.writes, name) in merged.coarse:
+        return False
     alike = merged.value.dtype == merged.dtypes[merged.target]
     return merged.is_coarser(step, b, a) and (alike or merged.precision(step, a) == torch.float64)
 
@@ -60,7 +65,9 @@ def precision(merged: Merged, base: Variant) -> Variant | None:
     for step in merged.steps[::-1]:
         for name, kind, now in kinds(step.op):
             for value in kind.alternatives if kind.name == "dtype" else ():
-                if merged.precision(step, value) == merged.precision(step, now) or finer(merged, step, value, now):
+                if merged.precision(step, value) == merged.precision(step, now) or finer(
+                    merged, step, name, value, now
+                ):
                     continue
                 trial = Variant((SetField(twins(merged.steps, step.writes, name), name, value),))
                 if matches(merged, base + trial):

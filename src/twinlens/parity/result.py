@@ -122,3 +122,13 @@ class Examination:
     exact_without_orders: bool = False
     is_unfinished: bool = False
     """Nothing was found, and the search ended before it was through."""
+
+    @property
+    def is_unsolved(self) -> bool:
+        """Whether something is left that no change explains."""
+        return self.status == "different"
+
+    def unexplained(self, of: str = "") -> Unexplained:
+        """What is left, as a row."""
+        assert self.ratio is not None
+        return Unexplained(self.target + of, self.ratio, list(self.nearest))

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from twinlens.fields import kind_of
-from twinlens.parity.changes import Change, SetField, Variant
+from twinlens.parity.changes import SetField, Variant, is_precision
 from twinlens.parity.merged import Merged, Rows
 from twinlens.parity.rounding import Ratio, Scale, by_rows, difference, masked, support
 from twinlens.sites import axes
@@ -116,15 +115,12 @@ class Scorer:
         computed coarsely reproduces the candidate to the last bits, or it is not the one.
         """
         if variant not in self._scales:
-            fine = Variant(tuple(c for c in variant.changes if not self._is_precision(c)))
+            fine = Variant(tuple(c for c in variant.changes if not is_precision(self.spec, c)))
             try:
                 self._scales[variant] = Scale(self.merged, fine, self.rows, self.merged.stepwise(fine))
             except IMPOSSIBLE:
                 self._scales[variant] = self.scale
         return self.score(variant, self._scales[variant])
-
-    def _is_precision(self, change: Change) -> bool:
-        return isinstance(change, SetField) and kind_of(self.spec.at[change.site].op, change.name).name == "dtype"
 
     def pruned(self, found: Found) -> Found:
         """None of the changes can be left out."""

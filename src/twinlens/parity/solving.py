@@ -23,6 +23,8 @@ def solved(merged: Merged, native: Tensor, mask: Tensor, known: frozenset[str]) 
     """What may have become of the last product's weight and bias, and of tables that ids are looked up in."""
     steps = [s for s in merged.steps if not is_copy(s)]
     yield from _looked_up(merged, native, mask, known)
+    if not steps:
+        return
     norms = 0
     while norms < len(steps) - 1 and isinstance(steps[-1 - norms].op, Normalize | NormWeight):
         norms += 1

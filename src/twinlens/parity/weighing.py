@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -39,10 +38,16 @@ def describe(spec: Spec, name: str, ours: Tensor, weights: Weights) -> tuple[str
     stored, others = ours.to(reference.dtype), dict.fromkeys([*same_kind(spec, name), *spec.weight_names])
     for other in others:
         if other != name and weights(other).shape == ours.shape and torch.equal(weights(other), stored):
-            return f"holds {other}", other
+            return _holds(other), other
     if ours.ndim == 2 and ours.shape[0] == ours.shape[1] and torch.equal(reference.T, ours):
         return "transposed", name
     return pattern(reference, ours), name
+
+
+def _holds(other: str) -> str:
+    """In words."""
+    name, _, site = other.partition("@")
+    return f"holds {name}" + (f" of {site}" if site else "")
 
 
 def pattern(reference: Tensor, ours: Tensor) -> str:
@@ -94,12 +99,6 @@ def same_kind(spec: Spec, name: str) -> list[str]:
     return [name]
 
 
-def everywhere(spec: Spec, names: frozenset[str]) -> frozenset[str]:
-    """Names that one step uses: of a tied weight that was seen in one place the other may hold another tensor."""
-    uses = Counter(w.name for s in spec.steps for _, w in s.weights)
-    return frozenset(n for n in names if uses[n] <= 1)
-
-
 def unseen(merged: Merged, spec: Spec, own: dict[str, Tensor], known: frozenset[str]) -> Iterator[Use]:
     """What may have become of weights that nobody saw: another layer's, transposed, a bias dropped."""
     for step in merged.steps:
@@ -119,7 +118,14 @@ def unseen(merged: Merged, spec: Spec, own: dict[str, Tensor], known: frozenset[
                 yield Use(step.writes, argument, tensor.T, weight.name, "transposed", weight.name)
             for other in (*same_kind(spec, weight.name), *_outside(spec, step)):
                 if other != weight.name and merged.weights(other).shape == tensor.shape:
-                    yield Use(step.writes, argument, merged.weights(other), weight.name, f"holds {other}", other)
+                    yield Use(
+                        step.writes,
+                        argument,
+                        merged.weights(other),
+                        weight.name,
+                        _holds(other),
+                        other,
+                    )
 
 
 def _outside(spec: Spec, step: Step) -> list[str]:
@@ -136,8 +142,8 @@ def swapped(merged: Merged, known: frozenset[str]) -> Iterator[tuple[Use, ...]]:
         for t, b, other, y in slots[i + 1 :]:
             if a == b and x.shape == y.shape and name != other:
                 yield (
-                    Use(s.writes, a, y, name, f"holds {other}", other),
-                    Use(t.writes, b, x, other, f"holds {name}", name),
+                    Use(s.writes, a, y, name, _holds(other), other),
+                    Use(t.writes, b, x, other, _holds(name), name),
                 )
 
 
@@ -168,7 +174,7 @@ def exchanged(merged: Merged, spec: Spec, known: frozenset[str]) -> Iterator[tup
     for i in range(max((len(names) for *_, names in slots), default=0)):
         others = [(s, a, name, names[i]) for s, a, name, names in slots if i < len(names) and names[i] != name]
         if others:
-            yield tuple(Use(s.writes, a, merged.weights(o), name, f"holds {o}", o) for s, a, name, o in others)
+            yield tuple(Use(s.writes, a, merged.weights(o), name, _holds(o), o) for s, a, name, o in others)
 
 
 def is_copy(step: Step) -> bool:

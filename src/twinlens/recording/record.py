@@ -199,25 +199,26 @@ class Recording:
     @property
     def tokens(self) -> Int[Tensor, "b p"]:
         """Tokens of the first call."""
-        return self._first.tokens
+        return self.first.tokens
 
     @property
     def positions(self) -> Int[Tensor, "b p"]:
         """Positions of the first call."""
-        return self._first.positions
+        return self.first.positions
 
     @property
     def mask(self) -> Int[Tensor, "b p"]:
         """Padding mask of the first call, 1 = a real token."""
-        return self._first.mask
+        return self.first.mask
 
     @property
     def sites(self) -> Tensors:
         """Sites of the first call."""
-        return self._first.sites
+        return self.first.sites
 
     @property
-    def _first(self) -> Call:
+    def first(self) -> Call:
+        """The first call. Raises RecordingError where there is none."""
         if not self.calls:
             raise RecordingError(
                 f"{self!r} has no call: it was interrupted before the first was written; record once more."

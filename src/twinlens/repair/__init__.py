@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from twinlens.environments.elsewhere import Mend
 from twinlens.errors import ComparisonError
-from twinlens.parity.judge import Progress, silent
+from twinlens.parity.judge import Judge, Progress, silent
 from twinlens.repair.instructions import Instruction, instructions, to_json
 
 if TYPE_CHECKING:
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 def wanted(report: Report, *, order: bool) -> list[Instruction]:
     """What is to be mended after a comparison."""
     return instructions(report.causes, report.orders if order else [])
+
+
+def _job(judge: Judge, these: list[Instruction]) -> Mend:
+    from twinlens.text import format_spec
+
+    return Mend(format_spec(judge.reference_spec), to_json(these), judge.own)
 
 
 def fix(report: Report, candidate: object = None, *, order: bool = False, progress: Progress = silent) -> Report:
@@ -34,9 +41,7 @@ def fix(report: Report, candidate: object = None, *, order: bool = False, progre
     spec = report.judge.reference_spec
     words = list[str]()
     if isinstance(side, Elsewhere):
-        from twinlens.text import format_spec
-
-        side = replace(side, mend=(format_spec(spec), to_json(these)))
+        side = replace(side, mend=_job(report.judge, these))
     elif isinstance(side, Live):
         from twinlens.repair.mend import Mender
 
@@ -62,7 +67,6 @@ def fix(report: Report, candidate: object = None, *, order: bool = False, progre
 def patch(report: Report, *, order: bool = False) -> str:
     """What to change, in the candidate's own words, found by trying it and taking it back."""
     from twinlens.subjects import Elsewhere, Live, say_nothing
-    from twinlens.text import format_spec
 
     these = wanted(report, order=order)
     assert report.sides is not None and report.judge is not None and report.tokens is not None
@@ -79,7 +83,7 @@ def patch(report: Report, *, order: bool = False) -> str:
             undo()
         return "\n".join(done.words)
     if isinstance(side, Elsewhere):  # it is built anew for every run, so there is nothing to take back
-        tried = replace(side, mend=(format_spec(report.judge.reference_spec), to_json(these)))
+        tried = replace(side, mend=_job(report.judge, these))
         tried.record(report.declared, report.tokens, report.mask, say_nothing)
         return "\n".join(tried.words)
     lines = [f"{c.site}: {c.parameter} {c.candidate} -> {c.reference}" for c in report.causes]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from twinlens.ops import Op
+from twinlens.spec import stored_name
 
 _FORMS: tuple[tuple[str, Callable[[float], float]], ...] = (
     ("x", lambda x: x),
@@ -165,7 +166,7 @@ def _contents(path: str, tensor: Tensor, new: Tensor, words: str = "") -> Handle
 
 def weight(name: str, tensor: Tensor, owner: str, reference: Tensor) -> Handle:
     """The contents of a parameter, through the view of it in the checkpoint's layout."""
-    return _contents(owner, tensor, reference, f"{owner}: {name} of the reference copied in")
+    return _contents(owner, tensor, reference, f"{owner}: {stored_name(name)} of the reference copied in")
 
 
 def untied(module: nn.Module, path: str, parameter: nn.Parameter, view: Tensor, reference: Tensor) -> Handle:
@@ -176,7 +177,7 @@ def untied(module: nn.Module, path: str, parameter: nn.Parameter, view: Tensor, 
     own = nn.Parameter(held, requires_grad=parameter.requires_grad)
     parent, _, name = path.rpartition(".")
     holder = module.get_submodule(parent)
-    words = f"{path}: a parameter of its own, {path} of the reference copied in"
+    words = f"{path}: a parameter of its own, the reference's copied in"
     return Handle(words, lambda: setattr(holder, name, own), lambda: setattr(holder, name, parameter))
 
 

@@ -15,7 +15,7 @@ from twinlens.fields import kind_of
 from twinlens.repair import handles
 from twinlens.repair.handles import Handle
 from twinlens.repair.instructions import Instruction, read
-from twinlens.spec import Spec, Weights
+from twinlens.spec import Spec, Weights, stored_name
 
 
 def of_field(module: nn.Module, spec: Spec, placement: Placement, i: Instruction) -> Iterator[Handle]:
@@ -45,16 +45,16 @@ def of_weight(module: nn.Module, placement: Placement, weights: Weights, name: s
         return None
     reference = weights(name)
     if torch.equal(anchor.tensor, reference):
-        return None  # of a tied name it may be another use that holds another tensor
+        return None
     named = dict(module.named_parameters(remove_duplicate=False))
     parameter = named.get(anchor.owner)
     if parameter is None or parameter.untyped_storage().data_ptr() != anchor.tensor.untyped_storage().data_ptr():
         return None
     if not _serves_another(placement, weights, name, anchor):
         return handles.weight(name, anchor.tensor, anchor.owner, reference)
-    if name not in [path for path, p in named.items() if p is parameter]:
-        return None
-    return handles.untied(module, name, parameter, anchor.tensor, reference)
+    stored = stored_name(name)
+    paths = [path for path, p in named.items() if p is parameter and (path == stored) == (name == stored)]
+    return handles.untied(module, paths[0], parameter, anchor.tensor, reference) if len(paths) == 1 else None
 
 
 def _layer_paths(spec: Spec, placement: Placement, site: str) -> list[str]:
