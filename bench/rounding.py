@@ -141,7 +141,7 @@ def rows(pair: Pair) -> tuple[twinlens.Report, list[Row]]:
     judge = report.judge
     assert isinstance(judge, Judge)
     found = list[Row]()
-    spec = judge.reference_spec
+    spec = judge.computed.spec
     for m in merge(spec, judge.candidate.sites, judge.weights, judge.meter):
         native = m.native()
         if native.dtype == m.value.dtype and equal(m.target, native, m.value, m.sites["mask"]):

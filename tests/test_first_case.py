@@ -110,7 +110,7 @@ def report(folder):
 def test_each_stage_is_what_the_candidate_would_compute(report):
     """With nothing mended the target is the candidate, with everything the reference."""
     these = wanted(report, order=True)
-    reference = report.judge.reference_spec
+    reference = report.judge.computed.spec
     assert case.target(reference, these, these) == reference
     sites = report.judge.candidate.sites
     shipped = case.target(reference, these, [])

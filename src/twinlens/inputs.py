@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -13,19 +13,26 @@ from twinlens.sites import INPUTS
 from twinlens.spec import Shape, Spec
 
 
-def given(tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> dict[str, Tensor]:
+def given(
+    tokens: Tensor,
+    mask: Tensor | None = None,
+    positions: Tensor | None = None,
+    changes: Iterable[tuple[str, str]] = (),
+) -> dict[str, Tensor]:
     """The sites `tokens`, `positions`, `mask` [b p] and `slots` [p] of one call without a cache.
 
+    `changes` are those that a spec makes of them (`Spec.inputs`).
     Positions count from 0 whatever the mask says, as transformers does in a plain forward. They are made of the shape
     of the tokens alone: what is captured while this runs must not take them for something that tokens decide.
     """
     slots = torch.arange(tokens.shape[1], device=tokens.device)
-    return {
+    values = {
         "tokens": tokens.long(),
         "positions": slots.expand(tokens.shape) if positions is None else positions.long().to(tokens.device),
         "mask": torch.ones_like(tokens).long() if mask is None else mask.long().to(tokens.device),
         "slots": slots,
     }
+    return values | {name: evaluate(text, values, name) for name, text in changes}
 
 
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -49,9 +56,8 @@ def prepare(
     for name, beside in (("attention_mask", attention_mask), ("positions", positions)):
         if beside is not None:
             _check_beside(name, beside, tuple(tokens.shape))
-    values = given(tokens, attention_mask, positions)
-    _check_positions(spec.shape, values["positions"])
-    return values | {name: evaluate(text, values, name) for name, text in spec.inputs}
+    _check_positions(spec.shape, given(tokens, attention_mask, positions)["positions"])
+    return given(tokens, attention_mask, positions, spec.inputs)
 
 
 def _check_tokens(shape: Shape, tokens: object) -> None:

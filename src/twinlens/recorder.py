@@ -37,7 +37,7 @@ def run(job: dict[str, Any]) -> None:
     say(progress=f"building {source.kind}:{Path(source.path).name}")
     built = build(source)
     spec, weights = declaration(source.path, built.module, source.options)
-    words, placement = mended(job, built, weights, tokens, mask) if job.get("mend") else ([], None)
+    words, placement = mended(job, built, spec, weights, tokens, mask) if job.get("mend") else ([], None)
     about = {**built.about, "mended": words}
     say(progress="recording")
     made = record(built.module, spec, weights, tokens, mask=mask, call=built.call, about=about, placement=placement)
@@ -64,7 +64,7 @@ def declaration(path: str, module: torch.nn.Module, options: dict[str, str]) -> 
 
 
 def mended(
-    job: dict[str, Any], built: Any, weights: Weights, tokens: torch.Tensor, mask: torch.Tensor | None
+    job: dict[str, Any], built: Any, spec: Spec, weights: Weights, tokens: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[list[str], Placement | None]:
     """Apply the instructions under the reference's steps: what was done, and where the sites still are."""
     from twinlens.repair.instructions import from_json
@@ -74,7 +74,9 @@ def mended(
     say(progress="mending")
     reference = parse_spec(job["spec"])
     own = load_file(job["own"])
-    mender = Mender(built.module, reference, lambda n: own[n] if n in own else weights(n), tokens, mask, built.call)
+    mender = Mender(
+        built.module, reference, lambda n: own[n] if n in own else weights(n), tokens, mask, built.call, declared=spec
+    )
     these = from_json(job["mend"])
     return mender(these).words, mender.kept(these)
 

@@ -48,7 +48,7 @@ def test_what_nothing_explains_of_the_reference_is_no_rounding() -> None:
     _, _, report = other_way_round("llama", twice)
     assert (report.verdict, report.explained, report.causes) == ("different", "different", [])
     assert report.first_difference == "logits"  # what the candidate shows next
-    assert [u.site for u in report.unexplained] == ["ln_final.hook_normalized (of the reference itself)"]
+    assert [u.site for u in report.unexplained] == ["logits (of the reference itself)"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -36,10 +36,10 @@ def test_a_kernels_last_step_is_judged_from_the_site_before_it() -> None:
     assert (report.verdict, report.causes) == ("rounding", [])
     judge = report.judge
     assert isinstance(judge, Judge)
-    steps = merge(judge.reference_spec, judge.candidate.sites, judge.weights, judge.meter)
+    steps = merge(judge.computed.spec, judge.candidate.sites, judge.weights, judge.meter)
     last = [m for m in steps if m.target.endswith("ln1.hook_out")]
     assert all(len(m.kernel_steps) > len(m.steps) == 1 for m in last)
-    assert max(Scorer(m, judge.reference_spec).base.ratio.wide for m in last) < 1.0
+    assert max(Scorer(m, judge.computed.spec).base.ratio.wide for m in last) < 1.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -45,7 +45,7 @@ class Aligner:
         self.anchors: Anchors = Numbering(graph, spec, weights).anchors()
         self.own = OwnWeights(graph, spec, weights, self.anchors)
         self.places: dict[str, Place] = {}
-        self.values: dict[str, Tensor] = given(graph.tokens, graph.mask)
+        self.values: dict[str, Tensor] = given(graph.tokens, graph.mask, changes=spec.inputs)
         self.operands: dict[str, Place] = {}
         """Sites that a placed product reads: known even where nothing replays to them."""
         self.product_nodes = {step.writes: [h.use.out for h in self.anchors.of(step)] for step in spec.steps}
@@ -198,6 +198,7 @@ class Aligner:
             source = self.places.get(step.reads[0])
             if source is not None:
                 self.put(site, source.node, source.layout, source.evidence)
+                ahead.reconsider(step, self.values[site])  # a layer may run twice
             return
         value = self.expected(site, self.values)
         operand = self.operands.get(site)

@@ -168,7 +168,9 @@ class _Run:
             found = {
                 s: self.placement.places[s].layout.ours(tensors[k], self.sizes) for s, k in keys.items() if k in tensors
             }
-            return place.layout.theirs(value({**found, **given(self.tokens, self.mask)}), tensors[key])
+            return place.layout.theirs(
+                value({**found, **given(self.tokens, self.mask, changes=self.spec.inputs)}), tensors[key]
+            )
 
         return replaced
 

@@ -70,11 +70,18 @@ class Lookahead:
         place = self.a.places[step.writes]
         now = Guess(place.node, place.layout, self.a.values[step.writes])
         verdict = self._judge({step.writes: now}, loose=False)
+        if self.a.is_copy(step) and (verdict.hits or not self._is_read(step.writes)):
+            return
         options = [(guess,) for guess in self._guesses(step, value)]
         best = self._best((step,), options, loose=False)
         if best is not None and not same(step.writes, best[0], now):
             if self._judge({step.writes: best[0]}, loose=False).hits > verdict.hits:
                 self.a.put(step.writes, best[0].node, best[0].layout, "provisional")
+
+    def _is_read(self, site: str) -> bool:
+        """Whether a step that reads a site is known, or one that is looked through."""
+        readers = self.a.spec.readers.get(site, ())
+        return any(self.a.known(s.writes) or (self._looked_through(s) and self._is_read(s.writes)) for s in readers)
 
     def _options(self, step: Step, expected: Tensor | None) -> tuple[tuple[Step, ...], list[tuple[Guess, ...]]]:
         guesses = self._distinct(step, expected)

@@ -147,7 +147,7 @@ def run(bench: Bench, candidate: SourceString, tl: Recording, attention: str) ->
 def _mended(bench: Bench, candidate: SourceString, report: Report, stages: Sequence[Wanted]) -> list[Recording]:
     """A recording after each stage, and a last one with everything taken back."""
     assert report.judge is not None
-    spec, these = report.judge.reference_spec, wanted(report, order=True)
+    spec, these = report.judge.computed.spec, wanted(report, order=True)
     chosen = [[i for i in these if wants(i)] for wants in (*stages, lambda i: False)]
     python = make(candidate.requirements, bench.say)
     out = Path(tempfile.mkdtemp(prefix="stages-", dir=bench.folder))
@@ -178,7 +178,7 @@ def tried(case: Case, field: str, value: str) -> tuple[int, int]:
     judge = case.after.judge
     assert judge is not None
     sites, changed, total = judge.reference.sites, 0, 0
-    for step in judge.reference_spec.steps:
+    for step in judge.computed.spec.steps:
         if step.writes.endswith("hook_attn_scores") and all(r in sites for r in step.reads):
             total += 1
             reads = [sites[name] for name in step.reads]

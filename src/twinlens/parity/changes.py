@@ -103,6 +103,8 @@ class Feed:
     tensor: Tensor
     value: Any
     """What the input is, as an integer offset or in words."""
+    expression: str = ""
+    """The same over the inputs (`twinlens.inputs.evaluate`), where there is one."""
 
     def apply(self, step: Step) -> Step:
         """The step with the change made."""
@@ -111,7 +113,32 @@ class Feed:
 
     def parameter(self, spec: Spec) -> str:
         """The vocabulary's word for it."""
-        return f"{self.name}.offset"
+        return {"tokens": "tokens.ids"}.get(self.name, f"{self.name}.offset")
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Steps that the reference leaves out are there, as they are declared."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """What they write."""
+        return tuple(s.writes for s in self.steps)
+
+    @property
+    def site(self) -> str:
+        """The first of the sites."""
+        return self.steps[0].writes
+
+    def apply(self, step: Step) -> Step:
+        """The step with the change made."""
+        return next(s for s in self.steps if s.writes == step.writes)
+
+    def parameter(self, spec: Spec) -> str:
+        """The vocabulary's word for it."""
+        return self.steps[-1].op.removable or "block.parallel"
 
 
 @dataclass(frozen=True)
@@ -122,6 +149,8 @@ class Rewire:
     reads: tuple[str, ...]
     value: str
     """In words, what that makes of the block."""
+    was: str = "sequential"
+    """In words, what it is in the reference."""
 
     def apply(self, step: Step) -> Step:
         """The step with the change made."""
@@ -132,7 +161,7 @@ class Rewire:
         return "block.parallel"
 
 
-Change = SetField | Leave | Use | Feed | Rewire
+Change = SetField | Leave | Restore | Use | Feed | Rewire
 
 
 @dataclass(frozen=True)
@@ -212,13 +241,13 @@ def _moved(change: SetField | Leave | Rewire, layer: int) -> Change:
     if isinstance(change, Leave):
         return Leave(tuple(there(s) for s in change.sites))
     if isinstance(change, Rewire):
-        return Rewire(there(change.site), tuple(map(there, change.reads)), change.value)
+        return dataclasses.replace(change, site=there(change.site), reads=tuple(map(there, change.reads)))
     return SetField(tuple(there(s) for s in change.sites), change.name, change.value)
 
 
 def concerns(change: Change) -> tuple[str, ...]:
     """The sites whose steps a change changes."""
-    return change.sites if isinstance(change, SetField | Leave) else (change.site,)
+    return change.sites if isinstance(change, SetField | Leave | Restore) else (change.site,)
 
 
 def is_precision(spec: Spec, change: Change) -> bool:

@@ -27,7 +27,7 @@ def coverage(judge: Judge) -> Coverage:
     its other values would have been seen. Costs a few forwards, so it is computed when it is asked for.
     """
     found: Coverage = {}
-    for m in merge(judge.reference_spec, judge.candidate.sites, judge.weights, judge.meter):
+    for m in merge(judge.computed.spec, judge.candidate.sites, judge.weights, judge.meter):
         for site, parameter, words in [*_numbers(m), *_choices(m, judge)]:
             before = found.setdefault(site, {}).get(parameter)
             if before is None or words.startswith("not verified"):  # of several fields of one word, the worst is told
@@ -77,7 +77,7 @@ def _choices(m: Merged, judge: Judge) -> list[tuple[str, str, str]]:
 def _others(judge: Judge, m: Merged, step: Any, name: str, kind: Kind, now: Any) -> list[Any]:
     if kind.name == "choice":
         return [v for v in kind.alternatives if v != now]
-    near = hypotheses.integers(judge.reference_spec, step, name, kind, now, ())[:3]
+    near = hypotheses.integers(judge.computed.spec, step, name, kind, now, ())[:3]
     return [*near, *([None] if kind.off and now is not None else [])]
 
 

@@ -188,12 +188,13 @@ class Examiner:
         return f"error {before.ratio.tight:.3g} times the step's own rounding{masks}; {left}"
 
     def proposals(self, m: Merged) -> list[Variant]:
-        """What other steps were explained by, as this step could have it."""
+        """What is declared where the reference computes otherwise, and what explained other steps."""
+        declared = Variant(tuple(hypotheses.as_declared(m)))
         layer = sites.split(m.target)[0]
         known = self._changes.get(sites.generic(m.target), [])
         alike = [v for k in reversed(known) if layer is not None and (v := k.in_layer(layer))]
         tied = [v for k in reversed(self._tied) if (v := k.tied_to(m.steps))]
-        return [*alike, *tied, *self._elsewhere.proposals(m)]
+        return [*([declared] if declared else []), *alike, *tied, *self._elsewhere.proposals(m)]
 
     def _order(self, m: Merged, base: Variant, *, deep: bool = True) -> Variant | None:
         layer = sites.split(m.target)[0]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twinlens import sites
 from twinlens.fields import kind_of
-from twinlens.parity.changes import ROUNDED, Change, Feed, Leave, Rewire, SetField, Use, slot, twins
+from twinlens.parity.changes import ROUNDED, Change, Feed, Leave, Restore, Rewire, SetField, Use, slot, twins
 from twinlens.parity.result import Cause, Examination, Order
 from twinlens.spec import Spec, stored_name
 
@@ -125,8 +125,10 @@ def values(spec: Spec, change: Change) -> tuple[Any, Any]:
         return (name if has_it else None), (other or name if change.tensor is not None else None)
     if isinstance(change, Leave):
         return "present", None
+    if isinstance(change, Restore):
+        return None, "present"
     if isinstance(change, Rewire):
-        return "sequential", change.value
+        return change.was, change.value
     return 0 if isinstance(change.value, int) else "as given", change.value
 
 

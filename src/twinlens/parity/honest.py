@@ -49,7 +49,7 @@ class _Point:
 class _Seen:
     def __init__(self, spec: Spec, weights: Weights, recording: Recording) -> None:
         call = recording.first
-        self.given = given(call.tokens, call.mask, call.positions)
+        self.given = given(call.tokens, call.mask, call.positions, spec.inputs)
         self.spec, self.mask, self.sites = spec, call.mask, call.sites
         self.weights: Weights = lambda name: weights(name).detach()
         self.visible = [s for s in spec.sites if s in call.sites]

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from twinlens.fields import Kind, kinds
+from twinlens.inputs import evaluate
 from twinlens.ops import Add, RotaryTable, Rotate
-from twinlens.parity.changes import Change, Feed, Leave, Rewire, SetField, twins
+from twinlens.parity.changes import Change, Feed, Leave, Restore, Rewire, SetField, twins
 from twinlens.parity.merged import Merged
 from twinlens.parity.rounding import masked
 from twinlens.sites import axes, block, generic, split
@@ -20,6 +21,7 @@ from twinlens.spec import Spec, Step
 def discrete(merged: Merged, spec: Spec, native: torch.Tensor) -> Iterator[Change]:
     """Every choice, precision, integer and missing part that a merged step could differ in, likeliest first."""
     hints = support(merged, native)
+    yield from as_declared(merged)
     for step in merged.steps:
         if "positions" in step.reads:
             yield from positions(step, merged)
@@ -128,14 +130,34 @@ def _belonging(step: Step, merged: Merged) -> tuple[str, ...]:
     return (before.writes,) if before is not None and type(before.op).__name__ in step.op.absorbs else ()
 
 
+_COUNTED = {"counted over real tokens": "maximum(cumsum(mask) - 1, 0)", "counted over all tokens": "slots"}
+
+
 def positions(step: Step, merged: Merged) -> Iterator[Feed]:
     """Positions that are shifted, or counted without regard to padding, or with."""
-    given, mask = merged.sites["positions"], merged.sites["mask"]
-    counted = (mask.cumsum(-1) - 1).clamp_min(0)
-    if not torch.equal(counted, given):
-        yield Feed(step.writes, "positions", counted, "counted over real tokens")
-    for offset in (1, -1, 2):
-        yield Feed(step.writes, "positions", (given + offset).clamp_min(0), offset)
+    offsets = {k: f"maximum(positions + {k}, 0)" for k in (1, -1, 2, -2)}
+    padded = not bool(merged.sites["mask"].all())
+    for value, expression in (*(_COUNTED.items() if padded else ()), *offsets.items()):
+        tensor = evaluate(expression, merged.sites, "positions")
+        if not torch.equal(tensor, merged.sites["positions"]):
+            yield Feed(step.writes, "positions", tensor, value, expression)
+
+
+def as_declared(merged: Merged) -> Iterator[Change]:
+    """What the reference does otherwise than it is declared, as it is declared."""
+    there = [(s, merged.declared.at[s.writes]) for s in merged.steps]
+    missing = tuple(d for s, d in there if type(d.op) is not type(s.op))
+    if missing:
+        yield Restore(missing)
+    for step, declared in there:
+        if declared in missing:
+            continue
+        if step.reads != declared.reads:
+            yield Rewire(step.writes, declared.reads, "sequential", "parallel")
+        for name, kind, value in kinds(declared.op):
+            tied = twins(merged.steps, step.writes, name)
+            if kind.name not in ("order", "size") and value != getattr(step.op, name) and tied[0] == step.writes:
+                yield SetField(tied, name, value)
 
 
 def integers(spec: Spec, step: Step, name: str, kind: Kind, now: int | None, hints: Iterable[int]) -> list[int]:

@@ -64,8 +64,8 @@ class Merged:
     meter: Meter
     dtypes: Mapping[str, torch.dtype]
     """What the declared model stores at each site."""
-    coarse: frozenset[tuple[str, str]] = frozenset()
-    """Sites and precision fields in which the reference computes more coarsely than it is declared to."""
+    declared: Spec
+    """What the reference is said to be, where it computes otherwise."""
 
     @property
     def value(self) -> Tensor:
@@ -106,10 +106,7 @@ class Merged:
         self.meter.add(steps, 1.0, self.weights)
         inputs, weights = variant.inputs(self._narrowed), variant.weights(self.weights)
         with torch.no_grad():
-            try:
-                return evaluate(steps, inputs, weights, keep=keep)
-            except RuntimeError:  # a tensor that the run has in another dtype than the declared step reads
-                return evaluate(steps, {k: self._stored(k, v) for k, v in inputs.items()}, weights, keep=keep)
+            return replayed(steps, inputs, weights, self.dtypes, keep)
 
     def precision(self, step: Step, value: torch.dtype | None) -> torch.dtype:
         """What a precision field says: None is what the declared step reads."""
@@ -123,10 +120,7 @@ class Merged:
     def _narrowed(self) -> Mapping[str, Tensor]:
         """The run's tensors; none of them in float64, in which a product may be but nothing is handed on."""
         wide = {r: self.sites[r] for r in self.reads if self.sites[r].dtype == torch.float64}
-        return {**self.sites, **{r: self._stored(r, x) for r, x in wide.items()}} if wide else self.sites
-
-    def _stored(self, site: str, x: Tensor) -> Tensor:
-        return x.to(self.dtypes.get(site, x.dtype)) if x.is_floating_point() else x
+        return {**self.sites, **{r: _as_stored(r, x, self.dtypes) for r, x in wide.items()}} if wide else self.sites
 
     def oracle(self, variant: Variant, rows: Rows, noise: Noise | None = None) -> Tensor:
         """The target in float64 by the plain formulas, on some rows of the positions, differentiable in the fields."""
@@ -135,6 +129,21 @@ class Merged:
     def prepared(self, variant: Variant, rows: Rows) -> Oracle:
         """The tensors of an oracle in float64, made once for many values of the fields."""
         return Oracle.of(self, variant, rows)
+
+
+def replayed(
+    steps: Sequence[Step], inputs: Mapping[str, Tensor], weights: Weights, dtypes: Mapping[str, torch.dtype],
+    keep: Sequence[str] = (),
+) -> dict[str, Tensor]:  # fmt: skip
+    """What declared steps write on a run's own tensors, in the declared dtype where they cannot take the run's."""
+    try:
+        return evaluate(steps, inputs, weights, keep=keep)
+    except RuntimeError:
+        return evaluate(steps, {k: _as_stored(k, v, dtypes) for k, v in inputs.items()}, weights, keep=keep)
+
+
+def _as_stored(site: str, x: Tensor, dtypes: Mapping[str, torch.dtype]) -> Tensor:
+    return x.to(dtypes.get(site, x.dtype)) if x.is_floating_point() else x
 
 
 class Rows:
@@ -251,7 +260,7 @@ def merge(
     sites: Mapping[str, Tensor],
     weights: Weights,
     meter: Meter,
-    coarse: frozenset[tuple[str, str]] = frozenset(),
+    declared: Spec | None = None,
 ) -> Iterator[Merged]:
     """The merged steps of a run, in the order of the spec."""
     shown = [s for s in spec.sites if s in sites]
@@ -265,7 +274,7 @@ def merge(
         steps = spec.between(target, others)
         inner = hidden_by_kernel.get(target, ())
         kernel_steps = spec.between(target, [s for s in others if s not in inner]) if inner else steps
-        yield Merged(target, steps, kernel_steps, given, weights, meter, dtypes, coarse)
+        yield Merged(target, steps, kernel_steps, given, weights, meter, dtypes, declared or spec)
 
 
 def coming_in(step: Step, dtypes: Mapping[str, torch.dtype]) -> torch.dtype:

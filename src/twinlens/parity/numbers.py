@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -164,11 +165,21 @@ class Numbers:
         return Fit(self.merged.prepared(base, self.scorer.rows), base, self.scorer.scale.weights())
 
     def _jointly(self, fit: Fit, free: list[Number], start: Found) -> Found | None:
-        """All numbers at once, where none alone shows the way; those that are not needed are dropped again."""
+        """All numbers at once, where none alone shows the way; then the fewest of them that explain the step too."""
+        _, slopes = fit.columns(free, torch.tensor([n.start for n in free], dtype=torch.float64)) if free else (0, None)
+        free = [n for i, n in enumerate(free) if slopes is not None and bool(slopes[:, i].any())]
         if not 1 < len(free) <= _JOINT:
             return None
-        found = self.found(fit.run(free, self._starts(fit, free)), start)
-        return self.scorer.pruned(found) if found is not None and self.scorer.is_explained(found.score) else None
+        every = self.found(fit.run(free, self._starts(fit, free)), start)
+        if every is None or not self.scorer.is_explained(every.score):
+            return None
+        every = self.scorer.pruned(every)
+        for size in range(2, len(every.variant.changes) - len(start.variant.changes)):
+            few = (self.found(fit.run(some, self._starts(fit, some)), start) for some in combinations(free, size))
+            good = [f for f in few if f is not None and self.scorer.is_explained(f.score)]
+            if good:
+                return max(good, key=lambda f: len(f.names))
+        return every
 
     def _next_number(
         self, fit: Fit, chosen: list[Number], free: list[Number], start: Found

@@ -37,27 +37,37 @@ def find(merged: Merged, base: Variant, known: list[Variant], *, deep: bool = Tr
 
 
 def alternatives(merged: Merged, base: Variant) -> Iterator[SetField]:
-    """Each other value of each order field, and precisions finer than the declared one."""
+    """Each other value of each order field, and precisions finer than the declared one.
+
+    What was rounded to another dtype than the declared one has the bits of many an order by chance.
+    """
+    same = merged.value.dtype == merged.dtypes[merged.target]
     for step in merged.kernel_steps[::-1]:
         for name, kind, now in kinds(step.op):
-            if kind.name == "order":
+            if kind.name == "order" and same:
                 yield from (SetField((step.writes,), name, v) for v in kind.alternatives if v != now)
-            if kind.name == "dtype":
+            if kind.name == "dtype" and (same or merged.value.dtype == torch.float64):
                 yield from (
                     SetField((step.writes,), name, v) for v in kind.alternatives if finer(merged, step, name, v, now)
                 )
 
 
 def finer(merged: Merged, step: Step, name: str, a: torch.dtype | None, b: torch.dtype | None) -> bool:
-    """Whether `a` is more precise, and what is stored the same: an order, no cause.
+    """Whether the choice of `a` for `b` is an order: more precise, and what is stored the same.
 
-    So is the precision of an oracle, beyond what any model stores. Not so where the reference itself departs from its
-    declaration by computing more coarsely: then the other side, which does not, differs from it by a cause.
+    So is the precision of an oracle, beyond what any model stores, and that of a run which is of another dtype as a
+    whole. Where the reference departs from what is declared, both must be no coarser than that.
     """
-    if (step.writes, name) in merged.coarse:
-        return False
+    read = {site: merged.sites[site].dtype for site in step.reads if site in merged.sites}
+    if merged.precision(step, a) in {t for site, t in read.items() if t != merged.dtypes.get(site, t)}:
+        return True  # the whole run is of another dtype
     alike = merged.value.dtype == merged.dtypes[merged.target]
-    return merged.is_coarser(step, b, a) and (alike or merged.precision(step, a) == torch.float64)
+    declared = getattr(merged.declared.at[step.writes].op, name, b)
+    if declared != b:
+        more = not merged.is_coarser(step, a, declared) and not merged.is_coarser(step, b, declared)
+    else:
+        more = merged.is_coarser(step, b, a)
+    return more and (alike or merged.precision(step, a) == torch.float64)
 
 
 def precision(merged: Merged, base: Variant) -> Variant | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from twinlens.ops import Embed, Normalize, NormWeight, PositionEmbed, Project, Unembed
-from twinlens.parity.changes import Use
+from twinlens.parity.changes import Feed, Use
 from twinlens.parity.merged import Merged
 from twinlens.parity.weighing import is_copy, pattern
 from twinlens.spec import Step, Weight
@@ -19,9 +19,10 @@ _KNOWN = 1e-5
 """How far a factor that was read off may be from the one that it is."""
 
 
-def solved(merged: Merged, native: Tensor, mask: Tensor, known: frozenset[str]) -> Iterator[tuple[Use, ...]]:
+def solved(merged: Merged, native: Tensor, mask: Tensor, known: frozenset[str]) -> Iterator[tuple[Use | Feed, ...]]:
     """What may have become of the last product's weight and bias, and of tables that ids are looked up in."""
     steps = [s for s in merged.steps if not is_copy(s)]
+    yield from _other_ids(merged, native, mask)
     yield from _looked_up(merged, native, mask, known)
     if not steps:
         return
@@ -140,6 +141,28 @@ def _product(step: Step, y: Tensor) -> Tensor | None:
     if op.softcap is not None:
         y = torch.atanh(y / op.softcap) * op.softcap
     return y / op.factor if bool(torch.isfinite(y).all()) else None
+
+
+def _other_ids(merged: Merged, native: Tensor, mask: Tensor) -> Iterator[tuple[Feed, ...]]:
+    """Rows that a lookup gives for another id than it was given."""
+    step, real = merged.steps[-1], mask.bool()
+    if step.reads != ("tokens",) or native.shape != merged.value.shape:
+        return
+    ids = merged.sites["tokens"]
+    far = real & ((merged.value.double() - native.double()).norm(dim=-1) > _MOVED * native.double().norm(dim=-1))
+    if not bool(far.any()):
+        return
+    weight = dict(step.weights)["W"]
+    every = torch.arange(len(merged.weights(weight.name)), device=ids.device)[None]
+    rows = step.op(every, **step.arguments(merged.weights))[0].double()
+    got = merged.value[far].double()
+    found = torch.cat([torch.cdist(some, rows).argmin(1) for some in got.split(256)])
+    if bool(((rows[found] - got).norm(dim=1) > _KNOWN * got.norm(dim=1)).any()):
+        return
+    b, p = far.nonzero()[0].tolist()
+    ours = ids.masked_scatter(far, found)
+    words = f"at {[b, p]} {int(ours[b, p])} for {int(ids[b, p])}, {int(far.sum())} of {int(real.sum())} ids"
+    yield (Feed(step.writes, "tokens", ours, words),)
 
 
 def _looked_up(merged: Merged, native: Tensor, mask: Tensor, known: frozenset[str]) -> Iterator[tuple[Use, ...]]:

@@ -64,11 +64,16 @@ def pattern(reference: Tensor, ours: Tensor) -> str:
             return f"{ROUNDED}{str(dtype).removeprefix('torch.')}"
     mask = differs.reshape(a.shape)
     x, y = a[mask], b[mask]
+    if len(x) == 1:
+        return f"entry {mask.nonzero()[0].tolist()}: {float(y):.6g} for {float(x):.6g}"
+    some = place
+    if len(x) < min(a.numel(), len(rows) * a[0].numel(), len(columns or rows) * len(a)):
+        some = f"{len(x)} entries in {place}"
     if not bool(y.any()):
-        return f"{place}: zero"
+        return f"{some}: zero"
     factor = float((x @ y) / (x @ x))
     if bool((y - factor * x).norm() <= 1e-6 * y.norm()):
-        return f"{place}: times {factor:.6g}"
+        return f"{some}: times {factor:.6g}"
     if len(rows) > 1 and torch.equal(a[rows].sort(0).values, b[rows].sort(0).values):
         return f"{place}: permuted"
     if a.ndim == 2 and torch.equal(a.sort(1).values, b.sort(1).values):

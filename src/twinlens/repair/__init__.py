@@ -22,7 +22,7 @@ def wanted(report: Report, *, order: bool) -> list[Instruction]:
 def _job(judge: Judge, these: list[Instruction]) -> Mend:
     from twinlens.text import format_spec
 
-    return Mend(format_spec(judge.reference_spec), to_json(these), judge.own)
+    return Mend(format_spec(judge.computed.spec), to_json(these), judge.computed.own)
 
 
 def fix(report: Report, candidate: object = None, *, order: bool = False, progress: Progress = silent) -> Report:
@@ -38,14 +38,22 @@ def fix(report: Report, candidate: object = None, *, order: bool = False, progre
     assert report.judge is not None
     side = report.sides[1] if candidate is None else subject(candidate, getattr(report.sides[1], "call", None))
     these = wanted(report, order=order)
-    spec = report.judge.reference_spec
+    spec = report.judge.computed.spec
     words = list[str]()
     if isinstance(side, Elsewhere):
         side = replace(side, mend=_job(report.judge, these))
     elif isinstance(side, Live):
         from twinlens.repair.mend import Mender
 
-        mender = Mender(side.module, spec, report.judge.weights, report.tokens, report.mask, side.call)
+        mender = Mender(
+            side.module,
+            spec,
+            report.judge.weights,
+            report.tokens,
+            report.mask,
+            side.call,
+            declared=report.declared.spec,
+        )
         words = mender(these).words
     else:
         raise ComparisonError(
@@ -76,7 +84,13 @@ def patch(report: Report, *, order: bool = False) -> str:
         from twinlens.repair.mend import Mender
 
         mender = Mender(
-            side.module, report.judge.reference_spec, report.judge.weights, report.tokens, report.mask, side.call
+            side.module,
+            report.judge.computed.spec,
+            report.judge.weights,
+            report.tokens,
+            report.mask,
+            side.call,
+            declared=report.declared.spec,
         )
         done = mender(these)
         for undo in reversed(done.undo):

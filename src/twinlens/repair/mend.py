@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -16,12 +16,13 @@ from twinlens.fields import kinds
 from twinlens.inputs import given
 from twinlens.ops import Op
 from twinlens.parity.changes import SetField, Variant
+from twinlens.parity.merged import replayed, stored
 from twinlens.parity.rounding import difference, unmasked
 from twinlens.repair import held
 from twinlens.repair.handles import Handle
 from twinlens.repair.instructions import Instruction, read
 from twinlens.sites import INPUTS
-from twinlens.spec import Spec, Step, Weights, evaluate
+from twinlens.spec import Spec, Step, Weights
 from twinlens.text import format_value
 
 Error = tuple[int, float]
@@ -54,12 +55,17 @@ class Mender:
 
     def __init__(
         self, module: nn.Module, spec: Spec, weights: Weights, tokens: Tensor, mask: Tensor | None, call: Any = None,
-        placement: Placement | None = None,
+        placement: Placement | None = None, declared: Spec | None = None,
     ) -> None:  # fmt: skip
-        """`placement`: where the module's sites are, if that is known; it is held against each call."""
+        """`spec` is what the module shall compute, `declared` that by which its sites are found.
+
+        `placement`: where they are, if that is known; it is held against each call.
+        """
         self.module, self.spec, self.weights, self.call = module, spec, weights, call
+        self.declared = declared or spec
         self.tokens, self.mask = tokens, mask
-        self.placement: Placement = placement or placed(module, spec, weights, mask=mask, call=call)
+        self.dtypes = stored(spec, weights)
+        self.placement: Placement = placement or placed(module, self.declared, weights, mask=mask, call=call)
         self.done = Mended()
         self._found: dict[str, Tensor] | None = None
         """What the module computes as it stands."""
@@ -99,8 +105,8 @@ class Mender:
 
     def kept(self, wanted: Sequence[Instruction]) -> Placement | None:
         """Where the sites are after mending, if that is certain: mended code may show more, weights are others then."""
-        shown = self.spec.hidden.union(self.placement.places) >= set(self.spec.sites)
-        certain = shown and self.placement.is_sure(self.spec) and all(i.what != "weight" for i in wanted)
+        shown = self.declared.hidden.union(self.placement.places) >= set(self.declared.sites)
+        certain = shown and self.placement.is_sure(self.declared) and all(i.what != "weight" for i in wanted)
         return self.placement if certain else None
 
     def _likewise(self, i: Instruction, words: str, by_place: Mapping[str, list[Instruction]]) -> None:
@@ -202,10 +208,11 @@ class Mender:
     def _seen(self) -> dict[str, Tensor]:
         if self._found is None:
             graph, self.placement = capture(
-                self.module, self.spec, self.weights, self.tokens,
+                self.module, self.declared, self.weights, self.tokens,
                 mask=self.mask, call=self.call, placement=self.placement,
             )  # fmt: skip
-            self._found = {**given(self.tokens, self.mask), **dict(self.placement.reads(graph, self.spec.shape))}
+            inputs = given(self.tokens, self.mask, changes=self.spec.inputs)
+            self._found = {**inputs, **dict(self.placement.reads(graph, self.spec.shape))}
         return self._found
 
     def _put(self, handle: Handle) -> None:
@@ -219,7 +226,7 @@ class Mender:
     def _native(self, site: str, found: Mapping[str, Tensor], others: Sequence[Instruction] = ()) -> Tensor:
         as_is = [SetField(o.sites, o.name, read(o.candidate)) for o in others if o.what == "field"]
         steps = Variant(tuple(as_is)).steps(self._steps(site, found))
-        return evaluate(steps, found, self.weights)[site]
+        return replayed(steps, found, self.weights, self.dtypes)[site]
 
     def _steps(self, site: str, found: Mapping[str, Tensor]) -> tuple[Step, ...]:
         """The reference's steps to a site from those that the module shows, with what its kernel absorbs."""
@@ -229,24 +236,30 @@ class Mender:
     # what nothing holds ---------------------------------------------------------------------------------------
 
     def _graft(self, left: Mapping[str, Sequence[Instruction]]) -> None:
+        other_dtype = next(self.module.parameters()).dtype != self.spec.dtype
+
         def replaced(site: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
             def value(found: Mapping[str, Tensor]) -> Tensor:
-                return self._native(site, found)
+                changed = given(found["tokens"], found["mask"], changes=self.spec.inputs)
+                native = self._native(site, {**found, **changed})
+                return native.to(found[site].dtype) if other_dtype and site in found else native
 
             return value
 
         visible = [s for s in left if s in self.placement.places]
         made = graft(
-            self.module, self.spec, self.weights, {s: replaced(s) for s in visible},
+            self.module, self.declared, self.weights, {s: replaced(s) for s in visible},
             mask=self.mask, call=self.call,
         )  # fmt: skip
         self.done.undo.append(made.remove)
         for site, these in left.items():
-            fields = ", ".join(sorted({i.name or i.parameter for i in these}))
-            self.done.words.append(f"{site}: computed as {shown(self.spec.at[these[0].sites[0]].op)} ({fields})")
+            mended = {i.name or i.parameter for i in these}
+            op = shown(self.spec.at[these[0].sites[0]].op, mended)
+            self.done.words.append(f"{site}: computed as {op} ({', '.join(sorted(mended))})")
 
 
-def shown(op: Op) -> str:
-    """An operation with the fields that matter, for people."""
-    said = [f"{n}={format_value(v)}" for n, k, v in kinds(op) if k.name != "size" and v is not None]
+def shown(op: Op, mended: Collection[str] = ()) -> str:
+    """An operation with what is not as usual in it, or was mended, for people."""
+    usual = {f.name: f.default for f in fields(op)}
+    said = [f"{n}={format_value(v)}" for n, k, v in kinds(op) if n in mended or (k.name != "size" and v != usual[n])]
     return f"{type(op).__name__}({', '.join(said)})"

@@ -7,7 +7,7 @@ converter renames them; nothing is folded or centred. From 3.0 on it is a `Trans
 
 import inspect
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,10 +85,8 @@ def _hooked_call(module: Any) -> Call:
     def call(tokens: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
             return module(tokens)
-        if takes_mask:
+        with nullcontext() if takes_mask else _left_padded(module, mask):
             return module(tokens, attention_mask=mask)
-        with _left_padded(module, mask):
-            return module(tokens)
 
     return call
 

@@ -1,0 +1,112 @@
+"""The two runs that are compared, and what they must have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from twinlens.bits import equal
+from twinlens.errors import ComparisonError
+from twinlens.inputs import given
+from twinlens.parity.rounding import by_rows
+from twinlens.recording import Recording
+from twinlens.sites import axes
+from twinlens.spec import Spec
+
+
+@dataclass
+class Side:
+    """One run: its tensors with its inputs, its own weights where they differ, what is known of them."""
+
+    sites: Mapping[str, Tensor]
+    own: dict[str, Tensor]
+    known: frozenset[str]
+
+    @classmethod
+    def of(cls, recording: Recording, spec: Spec) -> Side:
+        """The first call of a recording."""
+        given = inputs_of(recording, spec.inputs)
+        sites = {name: tensor.detach() for name, tensor in {**recording.first.sites, **given}.items()}
+        own = {name: tensor.detach() for name, tensor in recording.weights.items()}
+        return cls(sites, own, recording.weights_equal)
+
+    def meet(self, name: str, checkpoint: Tensor, reference: Tensor) -> None:
+        """Of a weight that is not the checkpoint's in the reference: whether this side's is the reference's."""
+        if name in self.known:
+            self.own[name] = checkpoint
+        elif name in self.own and equal(self.own[name], reference):
+            del self.own[name]
+            self.known |= {name}
+            return
+        self.known -= {name}
+
+
+def inputs_of(recording: Recording, changes: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+    """The inputs of a recording as a spec changes them."""
+    call = recording.first
+    return given(call.tokens, call.mask, call.positions, changes)
+
+
+def check_tokens(reference: Recording, candidate: Recording) -> None:
+    """Raises ComparisonError unless both ran the same tokens under the same mask."""
+    a, b = reference.first, candidate.first
+    if a.tokens.shape != b.tokens.shape or not torch.equal(a.tokens, b.tokens):
+        where = "" if a.tokens.shape != b.tokens.shape else f", first at {(a.tokens != b.tokens).nonzero()[0].tolist()}"
+        raise ComparisonError(
+            f"the recordings ran different tokens (shapes {tuple(a.tokens.shape)} and {tuple(b.tokens.shape)}{where}); "
+            f"record both with the same --tokens"
+        )
+    if not torch.equal(a.mask, b.mask):
+        raise ComparisonError("the recordings ran the same tokens under different attention masks; record both alike")
+
+
+def check_shapes(common: Iterable[str], a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    """Raises ComparisonError for a site of another shape; a rotary table may be half as wide."""
+    for site in common:
+        x, y = a[site].shape, b[site].shape
+        if x[:-1] != y[:-1] or (x[-1] != y[-1] and not site.startswith("rotary.")):
+            raise ComparisonError(
+                f"{site} has shape {tuple(x)} in the reference and {tuple(y)} in the candidate; "
+                f"these are models of different size or one recording is damaged"
+            )
+
+
+def check_sizes(spec: Spec, common: Iterable[str], a: Mapping[str, Tensor]) -> None:
+    """Raises ComparisonError where a tensor is of another size than the declared model's."""
+    shape = spec.shape
+    known = {"d": shape.d_model, "h": shape.heads, "k": shape.kv_heads, "e": shape.head_width, "v": shape.vocabulary}
+    for site in common:
+        for axis, size in zip(axes(site), a[site].shape, strict=True):
+            if known.get(axis, size) != size:
+                raise ComparisonError(
+                    f"{site} has shape {tuple(a[site].shape)}, but the model that was declared has {known[axis]} along "
+                    f"{axis!r}; give the checkpoint that was recorded with --model PATH"
+                )
+
+
+def check_weights(own: Mapping[str, Tensor]) -> None:
+    """Raises ComparisonError for a weight of the candidate that is not finite."""
+    for name, tensor in own.items():
+        if not bool(torch.isfinite(tensor).all()):
+            row = int((~torch.isfinite(tensor)).nonzero()[0][0])
+            raise ComparisonError(
+                f"{name} of the candidate has a NaN or an infinity at row {row}; a model that is not finite cannot be "
+                "compared: reload its checkpoint"
+            )
+
+
+def check_finite(side: str, sites: Iterable[str], values: Mapping[str, Tensor], mask: Tensor) -> None:
+    """Raises ComparisonError for the first site that is not finite at a real token; masked scores may be -inf."""
+    for site in sites:
+        rows = by_rows(site, values[site], mask)
+        if not site.endswith("scores") and bool(torch.isfinite(rows.sum())):
+            continue
+        bad = torch.isnan(rows) if site.endswith("scores") else ~torch.isfinite(rows)
+        if bool(bad.any()):
+            raise ComparisonError(
+                f"{site} of the {side} has {int(bad.sum())} entries that are not finite, the first site that has any; "
+                "a model that is not finite cannot be compared: look at the step that writes it"
+            )
