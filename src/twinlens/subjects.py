@@ -23,8 +23,9 @@ from twinlens.loading import kernel_of
 from twinlens.model import Model
 from twinlens.recording import Call, Recording
 from twinlens.sources.build import build
-from twinlens.sources.parse import SourceString, parse
+from twinlens.sources.parse import ATTENTIONS, DTYPES, SourceString, parse
 from twinlens.spec import Spec, Weights
+from twinlens.tensors import read_json
 
 Say = Callable[[str], None]
 """Told in a few words what is going on."""
@@ -157,11 +158,15 @@ class Recorded:
         where = (self.recording.checkpoint or {}).get("path")
         if where is None or not Path(where).exists():
             return None
-        about = self.recording.about
-        options = {key: str(about[key]) for key in ("attn", "dtype") if about.get(key)}
-        declared = declared_at(where, **options)
+        declared = declared_at(where, **self.options)
         self._check_same(declared.checkpoint)
         return declared
+
+    @property
+    def options(self) -> dict[str, str]:
+        """How it was made, as far as a source can say it."""
+        about, known = self.recording.about, {"attn": ATTENTIONS, "dtype": DTYPES}
+        return {k: str(about[k]) for k, values in known.items() if about.get(k) in values}
 
     def _check_same(self, checkpoint: Checkpoint | None) -> None:
         """Raises ComparisonError where the checkpoint has become another one since it was recorded."""
@@ -244,8 +249,9 @@ def _of_source(source: SourceString) -> Subject:
     if source.kind == "native":
         declared = declared_at(source.path, **source.options)
         return Native(Model(declared.spec, declared.weights), str(source))
-    if Path(source.path).is_dir():
-        declare(open_checkpoint(source.path).config)  # says which families are known, before others say it otherwise
+    config = Path(source.path) / "config.json"
+    if config.is_file():
+        declare(read_json(config, "give a folder with config.json"))  # before others say less of an unknown family
     built = build(source)
     return Live(built.module, built.call, str(source), dict(built.about))
 

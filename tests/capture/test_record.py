@@ -109,3 +109,32 @@ def test_what_is_remembered_of_a_module_never_hides_a_change() -> None:
     name = "model.layers.1.mlp.down_proj.weight"
     model.get_parameter(name).data[3] *= 2  # in place, behind torch's back
     assert list(recorded().weights) == [name]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_one_token_says_nothing_of_its_scores(family: str) -> None:
+    """Softmax of one score is 1, whichever tensor it is: with a fault the site is missing, not guessed."""
+    model: Any = FAMILIES[family]()
+    spec, weights = declared(model)
+    for layer in model.model.layers:
+        layer.self_attn.scaling *= 1.1
+    seen = record(model, spec, weights.__getitem__, random_tokens(model, 2, 1)).sites
+    assert not any(site.endswith("scores") for site in seen)
+    assert any(site.endswith("pattern") for site in seen)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layer_that_runs_twice(family: str) -> None:
+    """What the next one reads is what the second run gave."""
+    model: Any = FAMILIES[family]()
+    spec, weights = declared(model)
+    layers = model.transformer.h if family == "gpt2" else model.model.layers
+    once, read = layers[1].forward, dict[str, torch.Tensor]()
+    layers[1].forward = lambda h, *a, **k: once(once(h, *a, **k), *a, **k)
+    tokens = random_tokens(model)
+    seen = record(model, spec, weights.__getitem__, tokens).sites
+    norm = layers[2].ln_1 if family == "gpt2" else layers[2].input_layernorm
+    norm.register_forward_pre_hook(lambda _, given: read.update(it=given[0]))
+    with torch.no_grad():
+        model(tokens, use_cache=False)
+    assert torch.equal(seen["blocks.2.hook_resid_pre"], read["it"])

@@ -21,9 +21,10 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `gemma2`, `llama`, and `scaled`: gemma2 with another divisor of scores."""
+    """A folder with `gemma2`, `wide` with a wider MLP, `llama`, and `scaled`: gemma2 with another divisor of scores."""
     folder = tmp_path_factory.mktemp("models")
     save(tiny_gemma2(num_hidden_layers=2), folder / "gemma2")
+    save(tiny_gemma2(num_hidden_layers=2, intermediate_size=96), folder / "wide")
     save(tiny_llama(), folder / "llama")
     changed(folder / "gemma2", folder / "scaled", query_pre_attn_scalar=32)
     return folder

@@ -8,7 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import twinlens
 from tests.cli.conftest import changed
+from tests.tiny import save, tiny_llama
+from twinlens.checkpoint import open_checkpoint
 from twinlens.cli import main
 from twinlens.recording import Recording
 
@@ -117,6 +120,9 @@ def test_sources(models: Path, tmp_path: Path, refused: Refused) -> None:
     assert "one family" in refused("compare", same, f"hf:{models / 'llama'}")
     odd = changed(models / "gemma2", tmp_path / "odd", frobnicate=3)
     assert "frobnicate=3" in refused("compare", same, f"hf:{odd}")
+    other = changed(models / "gemma2", tmp_path / "other", model_type="bloom")
+    assert "model_type='bloom'; known are" in refused("compare", same, f"hf:{other}")
+    assert "mlp width 80 and the candidate 96" in refused("compare", same, f"hf:{models / 'wide'}")
     (tmp_path / "broken.py").write_text("def make():\n    raise ValueError('too bad')\n")
     assert "too bad" in refused("compare", same, f"torch:{tmp_path / 'broken.py'}:make")
 
@@ -157,6 +163,30 @@ def test_recordings(models: Path, recorded: Path, tmp_path: Path, refused: Refus
     other = tmp_path / "other"
     Recording.from_tensors({"logits": torch.zeros(1, 3, 107)}, tokens=[[1, 2, 3]]).save(other)
     assert "different tokens" in refused("explain", recorded, other, "--model", same)
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"calls": [], "partial": True}))
+    assert "interrupted before the first" in refused("explain", other, recorded, "--model", same)
+
+
+def test_a_checkpoint_that_has_become_another(
+    models: Path, tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = changed(models / "llama", tmp_path / "model")
+    made = twinlens.Recording.from_tensors({"logits": torch.zeros(1, 3, 103)}, tokens=[[1, 2, 3]])
+    made.checkpoint = {"path": str(model), "sha256": open_checkpoint(model).fingerprint()}
+    made.save(tmp_path / "made")
+    save(tiny_llama(seed=1), model)
+    capsys.readouterr()  # of transformers' own bar
+    assert "its hash has changed" in refused("explain", tmp_path / "made", tmp_path / "made")
+
+
+def test_a_partial_recording_says_so(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = twinlens.Recording.from_tensors({"logits": torch.randn(1, 3, 103)}, tokens=[[1, 2, 3]])
+    made.save(tmp_path / "whole")
+    made.partial = True
+    made.save(tmp_path / "cut")
+    main(["explain", str(tmp_path / "whole"), str(tmp_path / "cut"), "--model", str(models / "llama")])
+    assert "the candidate's recording is partial" in " ".join(capsys.readouterr().out.split())
 
 
 def test_where_nothing_is_recorded(models: Path, recorded: Path, tmp_path: Path, refused: Refused) -> None:

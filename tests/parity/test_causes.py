@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+import copy
+from typing import Any
 
+import pytest
+import torch
+from transformers.models.llama import modeling_llama
+
+import twinlens
+from tests.parity.faults import modeling, rope_of
 from tests.parity.judged import BY_NAME, compared, misses
+from tests.tiny import FAMILIES, random_tokens, tiny_llama
 
 NAMED = (
     "gemma2: scale",
@@ -35,3 +43,50 @@ def test_a_fault_is_named_and_mended(name: str) -> None:
 def test_a_fault_is_named_from_sublayer_outputs(name: str) -> None:
     fault = BY_NAME[name]
     assert misses(fault, compared(fault, afar=True)[1]) == []
+
+
+def test_values_alone_in_another_order_of_heads() -> None:
+    """Where the values enter, not where keys do."""
+
+    def values_tiled(module: Any, q: Any, k: Any, v: Any, mask: Any, scaling: float = 1.0, **_: Any) -> Any:
+        groups = module.num_key_value_groups
+        scores = q @ modeling_llama.repeat_kv(k, groups).transpose(2, 3) * scaling + mask
+        pattern = torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype)
+        return (pattern @ v.repeat(1, groups, 1, 1)).transpose(1, 2).contiguous(), pattern
+
+    reference = tiny_llama()
+    candidate = copy.deepcopy(reference)
+    modeling(candidate, eager_attention_forward=values_tiled)
+    (cause,) = twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, 40)).causes
+    assert (cause.parameter, cause.site, cause.layers) == ("attn.kv_map", "blocks.0.attn.hook_z", [0, 1, 2])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_ids_reach_the_model(family: str) -> None:
+    reference = FAMILIES[family]()
+    candidate: Any = copy.deepcopy(reference)
+    plain = candidate.forward
+
+    def doubled(input_ids: torch.Tensor, **more: Any) -> Any:
+        ids = input_ids.clone()
+        ids[:, 0] = 1
+        return plain(ids, **more)
+
+    candidate.forward = doubled
+    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, 40))
+    (cause,) = report.causes
+    assert (cause.parameter, cause.site, cause.reference) == ("tokens.ids", "tokens", "as given")
+    assert "2 of 80 ids" in cause.candidate
+    assert report.fix(candidate).verdict == "identical"
+
+
+@pytest.mark.parametrize("length", [40, 200])
+def test_two_numbers_of_a_rotary_scaling_at_once(length: int) -> None:
+    """Neither shows the way alone, and the four that could do it together are not the fewest."""
+    reference = tiny_llama(rope="llama3")
+    candidate: Any = copy.deepcopy(reference)
+    changed = rope_of("llama3", factor=4.0, original_max_position_embeddings=128)
+    candidate.model.rotary_emb.inv_freq = changed[0]
+    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, length))
+    assert {(c.reference, c.candidate) for c in report.causes} == {(8.0, 4.0), (64.0, 128.0)}
+    assert report.explained == "identical"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import twinlens
 from tests.parity.judged import sublayers
 from tests.tiny import FAMILIES, random_tokens
+from twinlens.parity.weighing import pattern
 
 
 def untied(model: Any) -> None:
@@ -72,3 +74,21 @@ def test_rows_scaled_differently_are_two_causes() -> None:
             candidate.model.layers[layer].mlp.down_proj.weight[7] *= factor
     report = twinlens.compare(reference, candidate, tokens=random_tokens(reference))
     assert [(c.parameter, c.layers) for c in report.causes] == [("weight", [0]), ("weight", [1])]
+
+
+@pytest.mark.parametrize(
+    ("where", "factor", "said"),
+    [
+        ((2, 3), 3.0, r"entry \[2, 3\]: .* for .*"),
+        ((2, slice(None)), 0.5, "row 2 of 6: times 0.5"),
+        ((2, slice(3)), 0.5, "3 entries in row 2 of 6: times 0.5"),
+        ((slice(None), 2), 0.5, "column 2 of 5: times 0.5"),
+        ((slice(4), 2), 0.0, "4 entries in column 2 of 5: zero"),
+        ((slice(None), slice(None)), 1.5, "all rows: times 1.5"),
+    ],
+)
+def test_what_of_a_tensor_changed_in_words(where: Any, factor: float, said: str) -> None:
+    tensor = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    other = tensor.clone()
+    other[where] *= factor
+    assert re.fullmatch(said, pattern(tensor, other))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import twinlens
-from tests.tiny import random_tokens, tiny_gpt2, tiny_llama
+from tests.tiny import random_tokens, tiny_gemma2, tiny_gpt2, tiny_llama
 from twinlens.errors import CaptureError
 
 Plant = Callable[[Any], None]
@@ -152,3 +152,22 @@ def test_a_head_that_is_not_tied_any_more_is_mended_where_it_is_read() -> None:
     assert report.fix(candidate).verdict == "identical"
     assert torch.equal(candidate.lm_head.weight, reference.transformer.wte.weight)
     assert torch.equal(candidate.transformer.wte.weight, reference.transformer.wte.weight)
+
+
+def test_what_layers_share_is_not_changed_for_one_of_them() -> None:
+    """A window in the config is every layer's; one layer alone has another one here."""
+    reference: Any = tiny_gemma2()
+    changed = copy.deepcopy(reference)
+    own = changed.model.layers[0].self_attn
+    plain = own.forward
+
+    def wider(*args: Any, attention_mask: Any, **more: Any) -> Any:
+        at = torch.arange(attention_mask.shape[-1])
+        mask = torch.where((at[:, None] - at[None] == 8)[None, None], 0.0, attention_mask)
+        return plain(*args, attention_mask=mask, **more)
+
+    own.forward = wider
+    report = twinlens.compare(changed, reference, tokens=random_tokens(reference, 2, 40))
+    assert [(c.parameter, c.reference, c.candidate, c.layers) for c in report.causes] == [("attn.window", 9, 8, [0])]
+    assert report.fix(reference).verdict == "identical"
+    assert reference.config.sliding_window == 8

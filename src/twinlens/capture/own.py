@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -95,26 +95,25 @@ class OwnWeights:
 
     def _shift(self, use: Use, constant: Tensor, reference: Tensor, step: Step) -> Tensor:
         """A norm's weight from the factor in use: the checkpoint's, the code's own parameter, or the factor itself."""
-        offset = float(vars(step.op).get("offset", 0.0))
         leaf, own = root(self.graph, use.constant), None
         if leaf.owner is not None and leaf.value is not None and leaf.value.numel() == reference.numel():
             own = leaf.value.reshape(reference.shape)
-        if _close(constant, reference, offset=offset):
+        if _close(constant, reference, step.op.folded):
             return own if own is not None and torch.equal(own, reference) else reference
         if own is not None:
             return own
-        return (constant.float() - offset).to(reference.dtype)
+        return step.op.unfolded(constant).to(reference.dtype)
 
 
 def _unscaled(table: Tensor, reference: Tensor, step: Step) -> Tensor:
     """An embedding table whose factor was multiplied in beforehand holds the checkpoint's table."""
-    factor = float(vars(step.op).get("factor", 1.0))
-    folded = factor != 1.0 and table.shape == reference.shape
-    return reference if folded and _close(table, reference, factor=factor) else table
+    row = reference[:1]
+    folds = step.op.folded(row) is not row and table.shape == reference.shape
+    return reference if folds and _close(table, reference, step.op.folded) else table
 
 
-def _close(x: Tensor, reference: Tensor, *, factor: float = 1.0, offset: float = 0.0) -> bool:
-    """Whether x is offset + factor · reference but for the rounding of one multiplication or sum.
+def _close(x: Tensor, reference: Tensor, fold: Callable[[Tensor], Tensor] = lambda w: w) -> bool:
+    """Whether x is what a weight was folded into, but for the rounding of one multiplication or sum.
 
     In blocks of rows: an embedding of 256,000 rows fills memory several times over otherwise.
     """
@@ -122,4 +121,4 @@ def _close(x: Tensor, reference: Tensor, *, factor: float = 1.0, offset: float =
         return False
     rtol = 1e-6 if x.dtype == torch.float32 else 1e-2
     blocks = zip(x.reshape(reference.shape).split(_BLOCK), reference.split(_BLOCK), strict=True)
-    return all(torch.allclose(a.float(), offset + factor * b.float(), rtol=rtol, atol=0.0) for a, b in blocks)
+    return all(torch.allclose(a.float(), fold(b.float()), rtol=rtol, atol=0.0) for a, b in blocks)

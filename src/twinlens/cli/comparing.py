@@ -16,7 +16,7 @@ from twinlens.comparison import Report
 from twinlens.errors import ComparisonError, InputError
 from twinlens.recording import Recording
 from twinlens.report import as_json, files, markdown, terminal
-from twinlens.sources.parse import ATTENTIONS, DTYPES, parse
+from twinlens.sources.parse import parse
 from twinlens.subjects import Declaration, Recorded, check_alike, declared_at
 
 
@@ -128,9 +128,8 @@ def _declared(reference: Recorded, model: Path | None) -> Declaration:
     if not Path(where).exists():
         whose = "" if model else f", the checkpoint of {reference.name},"
         raise ComparisonError(f"{where}{whose} does not exist; give the path of one by --model.")
-    about, known = reference.recording.about, {"attn": ATTENTIONS, "dtype": DTYPES}
-    options = {k: str(about[k]) for k, values in known.items() if about.get(k) in values}
-    return declared_at(str(where), **options)
+    declared = None if model else reference.declaration()
+    return declared or declared_at(str(where), **reference.options)
 
 
 def status(report: Report) -> int:

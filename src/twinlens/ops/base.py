@@ -55,6 +55,23 @@ class Op:
         """How long a table is that `count` ids are looked up in."""
         return count
 
+    def folded(self, weight: Tensor) -> Tensor:
+        """The constant that code may hold in the place of the checkpoint's weight, with a field taken in already."""
+        return weight
+
+    def unfolded(self, constant: Tensor) -> Tensor:
+        """The checkpoint's weight of such a constant, in float32."""
+        return constant.float()
+
+    def undone(self, value: Tensor) -> Tensor:
+        """What the weights alone gave, of what the step wrote; not finite where that cannot be told."""
+        return value
+
+    @property
+    def scales_rows(self) -> bool:
+        """Whether it multiplies all entries of a position by one number."""
+        return False
+
     def fused(self) -> Callable[..., Tensor] | None:
         """The kernel that also computes the steps which `absorbs` names, or None."""
         return None

@@ -33,6 +33,9 @@ class Embed(Op):
         factor = torch.as_tensor(self.factor, device=x.device)
         return x * (factor.to(x.dtype) if self.constant == "rounded" else self.factor)
 
+    def folded(self, weight: Tensor) -> Tensor:
+        return weight if self.factor == 1.0 else self.factor * weight
+
 
 @dataclass(frozen=True)
 class PositionEmbed(Op):

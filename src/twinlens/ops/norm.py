@@ -53,6 +53,10 @@ class Normalize(Op):
             y = h / (mean_square + self.eps).sqrt()
         return y.to(x.dtype if self.out is None else self.out)
 
+    @property
+    def scales_rows(self) -> bool:
+        return self.kind == "rms" and not self.flat
+
     def magnitude(self, x: Tensor) -> Tensor:
         return self._size(x.flatten(2)).view(x.shape) if self.flat else self._size(x)
 
@@ -106,6 +110,12 @@ class NormWeight(Op):
         w, b = self._as_read(x, w), None if b is None else self._as_read(x, b)
         y = (x * w).abs() + (self.offset * x).abs()
         return y if b is None else y + b.abs()
+
+    def folded(self, weight: Tensor) -> Tensor:
+        return weight if self.offset == 0.0 else self.offset + weight
+
+    def unfolded(self, constant: Tensor) -> Tensor:
+        return constant.float() - self.offset
 
     def along(self, axes: tuple[str, ...]) -> tuple[str, ...]:
         return axes if self.flat else axes[-1:]

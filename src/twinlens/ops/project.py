@@ -128,6 +128,11 @@ class Unembed(Op):
             y = y * self.factor if self.factored == "multiply" else y / (1.0 / self.factor)
         return soft_cap(y, self.softcap, self.scaling)
 
+    def undone(self, value: Tensor) -> Tensor:
+        if self.softcap is not None:
+            value = torch.atanh(value / self.softcap) * self.softcap
+        return value / self.factor
+
     def magnitude(self, x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
         y = summed(F.linear(x.square(), W.square()), W.shape[1])
         y = (y if b is None else y + b.abs()) * abs(float(self.factor))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -21,9 +21,11 @@ def group_causes(spec: Spec, examined: Mapping[str, Examination]) -> list[Cause]
     """The changes of all steps as causes, in the order of the spec."""
     groups: dict[Any, Cause] = {}
     coarse = _coarser_checkpoint(spec, examined)
+    fields = [c for e in examined.values() for c in e.changes.changes if isinstance(c, SetField)]
+    changed = {(site, c.name, c.value) for c in fields for site in c.sites}
     for target, e in examined.items():
         for change in e.changes.changes:
-            cause = _cause(spec, change, target, e)
+            cause = _cause(spec, change, target, e, changed)
             if isinstance(change, Use) and change.pattern == coarse:
                 key = (cause.parameter, coarse, cause.status)
             else:
@@ -87,7 +89,7 @@ def group_orders(spec: Spec, examined: Mapping[str, Examination]) -> list[Order]
     return sorted(groups.values(), key=lambda o: _place(spec, o.site))
 
 
-def _cause(spec: Spec, change: Change, target: str, e: Examination) -> Cause:
+def _cause(spec: Spec, change: Change, target: str, e: Examination, changed: Collection[Any]) -> Cause:
     layer = sites.split(change.site)[0]
     reference, candidate = values(spec, change)
     name = e.names.get(slot(change), "")
@@ -101,7 +103,7 @@ def _cause(spec: Spec, change: Change, target: str, e: Examination) -> Cause:
     if not solved:
         described.append(f"explains {e.share:.0%} of the error of {target}")
     return Cause(
-        site=_enters(spec, change),
+        site=_enters(spec, change, changed),
         seen_at=target,
         parameter=change.parameter(spec),
         reference=reference,
@@ -139,8 +141,8 @@ def plain(value: Any) -> Any:
     return float(value) if isinstance(value, Tensor) else value
 
 
-def _enters(spec: Spec, change: Change) -> str:
-    """The site where the vocabulary says that the parameter enters."""
+def _enters(spec: Spec, change: Change, changed: Collection[Any]) -> str:
+    """The site where the vocabulary says that the parameter enters; of steps that share it the first that has it so."""
     if isinstance(change, Feed):
         return change.name
     if isinstance(change, Rewire):
@@ -150,7 +152,8 @@ def _enters(spec: Spec, change: Change) -> str:
         layer = sites.split(change.site)[0]
         if enters is not None and layer is not None:
             return sites.block(layer, enters)
-        return twins(spec.steps, change.site, change.name)[0]
+        tied = twins(spec.steps, change.site, change.name)
+        return next((s for s in tied if (s, change.name, change.value) in changed), change.site)
     return change.site
 
 

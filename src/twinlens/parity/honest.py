@@ -225,10 +225,10 @@ class _Seen:
     def _unscaled(self, step: Step, total: Tensor, stream: Tensor, fits: float) -> str | None:
         """The embedding before its factor."""
         before = self.spec.at.get(step.reads[0])
-        if before is None or not isinstance(before.op, Embed) or _rms(before.op.factor * stream - total) > fits:
+        if before is None or not isinstance(before.op, Embed) or _rms(before.op.folded(stream) - total) > fits:
             return None
         return (
-            f"{before.writes} is taken before its factor {before.op.factor:g}, which stands in {step.writes}; "
+            f"{before.writes} is taken before its factor, which stands in {step.writes}; "
             "give it as the blocks read it, or leave it out"
         )
 

@@ -10,7 +10,7 @@ import torch
 
 from twinlens.fields import Kind, kinds
 from twinlens.inputs import evaluate
-from twinlens.ops import Add, RotaryTable, Rotate
+from twinlens.ops import Add
 from twinlens.parity.changes import Change, Feed, Leave, Restore, Rewire, SetField, twins
 from twinlens.parity.merged import Merged
 from twinlens.parity.rounding import masked
@@ -81,14 +81,22 @@ def defaults(merged: Merged) -> Iterator[tuple[Change, ...]]:
         yield from ((c,) for c in numbers if c.value is not None)
 
 
-def widths(merged: Merged) -> Iterator[tuple[Change, ...]]:
-    """Fewer entries of a head rotated, by tables of that width: one setting, read in two places."""
-    tables, turns = (tuple(s.writes for s in merged.steps if isinstance(s.op, kind)) for kind in (RotaryTable, Rotate))
-    now = next((s.op.width for s in merged.steps if isinstance(s.op, Rotate)), 0)
-    if tables and turns:
-        for width in (now // 2, now // 4, now - now // 4):
-            if width > 0 and width % 2 == 0:
-                yield SetField(turns, "width", width), SetField(tables, "width", width)
+def settings(merged: Merged) -> Iterator[tuple[Change, ...]]:
+    """An integer that two kinds of operations read as one setting, smaller in both: the width of a rotation."""
+    found: dict[str, dict[tuple[str, str], list[Step]]] = {}
+    for step in merged.steps:
+        for name, kind, now in kinds(step.op):
+            if kind.name == "integer" and kind.tied and now:
+                places = found.setdefault(kind.parameter, {})
+                places.setdefault((type(step.op).__name__, name), []).append(step)
+    for places in found.values():
+        if len(places) < 2:
+            continue
+        ((_, first), steps), *_ = places.items()
+        kind, now = next((k, v) for n, k, v in kinds(steps[0].op) if n == first)
+        for value in (now // 2, now // 4, now - now // 4):
+            if value > 0 and value % kind.multiple == 0:
+                yield tuple(SetField(tuple(s.writes for s in at), n, value) for (_, n), at in places.items())
 
 
 def _others(merged: Merged, step: Step, name: str, kind: Kind, now: Any) -> Iterator[SetField]:

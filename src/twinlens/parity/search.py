@@ -219,7 +219,7 @@ class Search:
 
     @cached_property
     def _compounds(self) -> list[Hypothesis]:
-        made = [*hypotheses.everywhere(self.merged), *hypotheses.widths(self.merged)]
+        made = [*hypotheses.everywhere(self.merged), *hypotheses.settings(self.merged)]
         if len(self.merged.steps) > 1:
             made += weighing.exchanged(self.merged, self.spec, self.known)
         return made

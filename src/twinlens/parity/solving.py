@@ -37,7 +37,7 @@ def solved(merged: Merged, native: Tensor, mask: Tensor, known: frozenset[str]) 
         return
     name = dict(step.weights)["W"].name
     if norms:
-        if name not in known and all(s.op.kind == "rms" for s in steps[-norms:] if isinstance(s.op, Normalize)):
+        if name not in known and all(s.op.scales_rows for s in steps[-norms:] if isinstance(s.op, Normalize)):
             yield from _behind_norm(merged, step, y, n)
         return
     yield from _permuted(merged, step, y, n)
@@ -119,8 +119,8 @@ def whole(merged: Merged, step: Step, mask: Tensor) -> Iterator[tuple[Use, ...]]
     read = step.reads[0]
     hidden = read not in merged.reads
     x = (merged.plain()[read] if hidden else merged.sites[read]).flatten(2)[mask.bool()].double()
-    y = _product(step, merged.value.flatten(2)[mask.bool()].double())
-    if len(x) < 1.2 * x.shape[1] or x.shape[1] > 1024 or y is None:
+    y = step.op.undone(merged.value.flatten(2)[mask.bool()].double())
+    if len(x) < 1.2 * x.shape[1] or x.shape[1] > 1024 or not bool(torch.isfinite(y).all()):
         return
     b = merged.weights(arguments["b"].name).double() if "b" in arguments else 0.0
     solution = torch.linalg.lstsq(x, y - b).solution
@@ -131,16 +131,6 @@ def whole(merged: Merged, step: Step, mask: Tensor) -> Iterator[tuple[Use, ...]]
         return
     view[rows] = _snapped(solution.T[rows], weight.double().flatten()).to(view.dtype)
     yield (_use(merged, step, "W", arguments["W"], view),)
-
-
-def _product(step: Step, y: Tensor) -> Tensor | None:
-    """A product before its cap and its factor; None where the cap leaves nothing of it."""
-    op = step.op
-    if not isinstance(op, Unembed):
-        return y
-    if op.softcap is not None:
-        y = torch.atanh(y / op.softcap) * op.softcap
-    return y / op.factor if bool(torch.isfinite(y).all()) else None
 
 
 def _other_ids(merged: Merged, native: Tensor, mask: Tensor) -> Iterator[tuple[Feed, ...]]:

@@ -67,6 +67,8 @@ class Mender:
         self.dtypes = stored(spec, weights)
         self.placement: Placement = placement or placed(module, self.declared, weights, mask=mask, call=call)
         self.done = Mended()
+        self.wanted_at = set[str]()
+        """Sites at which something is to be mended."""
         self._found: dict[str, Tensor] | None = None
         """What the module computes as it stands."""
 
@@ -74,6 +76,7 @@ class Mender:
         """Mend everything that is wanted; steps that no handle mends are replaced together at the end."""
         left: dict[str, list[Instruction]] = {}
         by_place: dict[str, list[Instruction]] = {}
+        self.wanted_at = {i.seen_at for i in wanted}
         for i in wanted:
             by_place.setdefault(i.seen_at, []).append(i)
         while by_place:
@@ -162,19 +165,30 @@ class Mender:
         if before == (0, 0.0):  # mended already, by a handle that several layers share
             return True
         best: tuple[Error, Handle] | None = None
+        alike = {site: self._error(site, ()) for site in self._alike(i.seen_at)}
         for handle in candidates:
             after = self._tried(handle, i.seen_at, others)
+            harms = after < before and any(self._is_worse(s, was) for s, was in alike.items())
             with suppress(Exception):
                 self._take_back(handle)
-            if after < min(before, best[0] if best else before):
+            if after < min(before, best[0] if best else before) and not harms:
                 best = after, handle
-            if after == (0, 0.0):
+            if after == (0, 0.0) and not harms:
                 break
         if best is None or not _is_better(best[0], before):
             return False
         self._put(best[1])
         self._keep(best[1])
         return True
+
+    def _alike(self, seen_at: str) -> list[str]:
+        """The same step of other layers, where nothing is to be mended: what several layers share must not harm it."""
+        others = (s for s in self.placement.places if names.generic(s) == names.generic(seen_at))
+        return [s for s in others if s not in self.wanted_at]
+
+    def _is_worse(self, site: str, was: Error) -> bool:
+        now = self._error(site, ())
+        return was < now and _is_better(was, now)
 
     def _tried(self, handle: Handle, seen_at: str, others: Sequence[Instruction]) -> Error:
         """The error of a step with a handle set; infinite where the implementation refuses it."""
