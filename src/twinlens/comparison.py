@@ -16,6 +16,7 @@ from twinlens.inputs import prepare
 from twinlens.parity.honest import check_recording
 from twinlens.parity.judge import Judge, Progress, silent
 from twinlens.parity.result import Result
+from twinlens.parity.rounding import equal
 from twinlens.recording import Recording
 from twinlens.sites import split
 from twinlens.spec import Spec
@@ -130,8 +131,18 @@ def run(
         if isinstance(side, Recorded):  # what was captured here is placed by its values
             check_recording(declared.spec, declared.weights, recording, side.name)
     found = judged.run()
+    if found.verdict == "different":
+        runs = zip(("reference", "candidate"), sides, (first, second), strict=True)
+        found.unsteady = [name for name, side, recording in runs if not _is_steady(side, recording)]
     values = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
     return Report(**values, judge=judged, declared=declared, sides=sides, tokens=tokens, mask=mask, level=sites)
+
+
+def _is_steady(side: Subject, recording: Recording) -> bool:
+    """Whether one more run gives the logits that were recorded."""
+    call = recording.first
+    logits = side.again(call.tokens, None if bool(call.mask.all()) else call.mask)
+    return logits is None or equal("logits", call.sites["logits"], logits.detach(), call.mask)
 
 
 _STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "logits")

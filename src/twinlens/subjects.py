@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from twinlens.capture import Placement, compared_weights
+from twinlens.capture import Placement, compared_weights, invoke
 from twinlens.capture import record as capture_record
 from twinlens.checkpoint import Checkpoint, from_module, open_checkpoint
 from twinlens.environments.elsewhere import Mend, record_elsewhere
@@ -72,6 +73,18 @@ class Subject(Protocol):
         """One run of it."""
         ...
 
+    def again(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
+        """The logits of one more run; None where that could be none, or only the same."""
+        ...
+
+
+class _Once:
+    """What is not run a second time."""
+
+    def again(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
+        """None."""
+        return None
+
 
 @dataclass
 class Live:
@@ -101,21 +114,34 @@ class Live:
     def record(self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say) -> Recording:
         """Its tensors, placed by weights and by replay."""
         say(f"recording {self.name}")
+        with self._in_evaluation():
+            return capture_record(
+                self.module, declared.spec, declared.weights, *self._there(tokens, mask), call=self.call,
+                about=self.about, known=declared.placements,
+            )  # fmt: skip
+
+    def again(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """The logits of one more call."""
+        with self._in_evaluation(), torch.no_grad():
+            return invoke(self.module, *self._there(tokens, mask), self.call)
+
+    def _there(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """On the module's device."""
         at = next((p.device for p in self.module.parameters()), tokens.device)
+        return tokens.to(at), None if mask is None else mask.to(at)
+
+    @contextmanager
+    def _in_evaluation(self) -> Generator[None]:
         training = self.module.training
         self.module.eval()
         try:
-            return capture_record(
-                self.module, declared.spec, declared.weights, tokens.to(at),
-                mask=None if mask is None else mask.to(at), call=self.call, about=self.about,
-                known=declared.placements,
-            )  # fmt: skip
+            yield
         finally:
             self.module.train(training)
 
 
 @dataclass
-class Native:
+class Native(_Once):
     """The declared model itself."""
 
     model: Model
@@ -142,7 +168,7 @@ class Native:
 
 
 @dataclass
-class Recorded:
+class Recorded(_Once):
     """A recording that is there already."""
 
     recording: Recording
@@ -183,7 +209,7 @@ class Recorded:
 
 
 @dataclass
-class Elsewhere:
+class Elsewhere(_Once):
     """A source that runs in an environment of its own."""
 
     source: SourceString

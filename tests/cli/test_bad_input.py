@@ -148,7 +148,7 @@ def test_reports_that_cannot_be_written(models: Path, tmp_path: Path, refused: R
 def test_a_disk_that_fills_up_later(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     same = str(models / "gemma2")
     assert main(["compare", same, same, "--json", "/dev/full"]) == 2
-    assert capsys.readouterr().err == "twinlens: /dev/full: No space left on device\n"
+    assert capsys.readouterr().err == "twinlens: /dev/full: No space left on device.\n"
 
 
 def test_recordings(models: Path, recorded: Path, tmp_path: Path, refused: Refused) -> None:

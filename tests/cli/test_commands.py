@@ -82,28 +82,33 @@ def test_a_full_disk_below_standard_output_is_2_in_one_line(models: Path) -> Non
     with Path("/dev/full").open("w") as full:
         done = command("compare", native, native, stdout=full)
     assert done.returncode == 2
-    assert done.stderr == "twinlens: No space left on device\n"
+    assert done.stderr == "twinlens: No space left on device.\n"
 
 
-def test_an_interruption_is_130_in_one_line(models: Path) -> None:
-    arguments = ("compare", f"torch:{models / 'slow.py'}:make", f"native:{models / 'gemma2'}")
-    (models / "slow.py").write_text(
-        "import pathlib, time\n"
+@pytest.mark.parametrize(
+    ("sent", "status", "said"), [(signal.SIGINT, 130, "twinlens: interrupted.\n"), (signal.SIGTERM, 143, "")]
+)
+def test_who_is_stopped_clears_away_what_was_begun(
+    sent: signal.Signals, status: int, said: str, models: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import tempfile, time\n"
         "def make():\n"
-        f"    pathlib.Path({str(models / 'started')!r}).touch()\n"
-        "    time.sleep(600)\n"
+        f"    with tempfile.TemporaryDirectory(prefix='begun', dir={str(tmp_path)!r}):\n"
+        "        time.sleep(600)\n"
     )
     process = subprocess.Popen(
-        [TWINLENS, *arguments], stderr=subprocess.PIPE, text=True,
+        [TWINLENS, "compare", f"torch:{tmp_path / 'slow.py'}:make", f"native:{models / 'gemma2'}"],
+        stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # who tests in the background ignores it
     )  # fmt: skip
     for _ in range(3000):
-        if (models / "started").exists():
+        if list(tmp_path.glob("begun*")):
             break
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=300)
-    assert (process.returncode, said) == (130, "twinlens: interrupted\n")
+    process.send_signal(sent)
+    assert (process.communicate(timeout=300)[1], process.returncode) == (said, status)
+    assert list(tmp_path.glob("begun*")) == []
 
 
 def test_a_pipe_that_nobody_reads_is_no_difference(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,3 +177,9 @@ def test_a_key_that_is_left_out_means_what_the_class_means(family: str) -> None:
         if ours != meant:
             wrong.append(key)
     assert wrong == []
+
+
+@pytest.mark.parametrize(("key", "value"), [("pruned_heads", {"0": [1]}), ("quantization_config", {"bits": 4})])
+def test_what_changes_the_function_of_any_family(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=key):
+        declare(config_of("gpt2") | {key: value})

@@ -80,13 +80,24 @@ def test_other_ids_reach_the_model(family: str) -> None:
     assert report.fix(candidate).verdict == "identical"
 
 
-@pytest.mark.parametrize("length", [40, 200])
-def test_two_numbers_of_a_rotary_scaling_at_once(length: int) -> None:
+def test_two_numbers_of_a_rotary_scaling_at_once() -> None:
     """Neither shows the way alone, and the four that could do it together are not the fewest."""
     reference = tiny_llama(rope="llama3")
     candidate: Any = copy.deepcopy(reference)
     changed = rope_of("llama3", factor=4.0, original_max_position_embeddings=128)
     candidate.model.rotary_emb.inv_freq = changed[0]
-    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, length))
+    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, 200))
     assert {(c.reference, c.candidate) for c in report.causes} == {(8.0, 4.0), (64.0, 128.0)}
     assert report.explained == "identical"
+
+
+def test_a_side_that_is_not_steady_is_said_to_be() -> None:
+    reference = tiny_llama()
+    candidate: Any = copy.deepcopy(reference)
+    plain = candidate.model.layers[1].mlp.forward
+    candidate.model.layers[1].mlp.forward = lambda x: torch.dropout(plain(x), 0.1, train=True)
+    tokens = random_tokens(reference, 2, 40)
+    for sides, name in (((reference, candidate), "candidate"), ((candidate, reference), "reference")):
+        report = twinlens.compare(*sides, tokens=tokens)
+        assert (report.verdict, report.unsteady) == ("different", [name])
+        assert f"a second run of the {name} gives other logits" in " ".join(str(report).split())

@@ -50,6 +50,7 @@ def drawn(seed: int) -> Result:
         scope=words(r),
         cost=error(r),
         diagnosis_cost=error(r),
+        unsteady=some(r, words, 2),
         mended=some(r, words, 3),
     )
 

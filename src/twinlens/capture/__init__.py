@@ -4,6 +4,7 @@ Runs inside the environments of other implementations too: nothing but torch and
 """
 
 from twinlens.capture.align import align
+from twinlens.capture.calling import invoke
 from twinlens.capture.graft import Graft, graft
 from twinlens.capture.graph import Graph
 from twinlens.capture.placement import Anchor, Place, Placement
@@ -20,6 +21,7 @@ __all__ = [
     "capture",
     "compared_weights",
     "graft",
+    "invoke",
     "placed",
     "record",
     "trace",

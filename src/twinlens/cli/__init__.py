@@ -7,16 +7,18 @@ standard error and an exit status.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 from twinlens.errors import TwinlensError
 
 SAME, DIFFERENT, FAILED = 0, 1, 2
-INTERRUPTED, PIPE_CLOSED = 130, 141
-"""128 + SIGINT, 128 + SIGPIPE, as shells say it."""
+INTERRUPTED, PIPE_CLOSED, TERMINATED = 130, 141, 143
+"""128 + SIGINT, 128 + SIGPIPE, 128 + SIGTERM, as shells say it."""
 
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -32,6 +34,8 @@ QUIET = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status; what is printed has been written when it ends."""
     _quieten()
+    with suppress(ValueError):  # not in a thread
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # what was begun is cleared away
     try:
         status = _run(arguments)
         sys.stdout.flush()
@@ -86,7 +90,7 @@ def said(error: BaseException) -> str:
 
 def _failed(words: str, status: int = FAILED) -> int:
     _close_output()
-    print(f"twinlens: {words}", file=sys.stderr)
+    print(f"twinlens: {words}{'' if words.endswith(('.', '!', '?')) else '.'}", file=sys.stderr)
     return status
 
 

@@ -40,10 +40,8 @@ IRRELEVANT: dict[str, str] = {
             "torchscript",
             "use_bfloat16",
             "tf_legacy_loss",
-            "pruned_heads",
             "chunk_size_feed_forward",
             "is_llama_config",
-            "quantization_config",
             "_attn_implementation_autoset",
             "gradient_checkpointing",
             "hidden_size_per_layer_input",
@@ -114,6 +112,13 @@ IRRELEVANT: dict[str, str] = {
 """Keys of any family that cannot change the function of one forward pass, and why."""
 
 
+_ONLY: dict[str, tuple[Any, str]] = {
+    "pruned_heads": ({}, "heads that are cut out change every later sum"),
+    "quantization_config": (None, "weights are compared as numbers; give the model dequantised"),
+}
+"""Keys of any family that change the function, with the one value that is understood."""
+
+
 class Config:
     """A config that knows which of its keys were read.
 
@@ -175,6 +180,8 @@ class Config:
 
     def close(self) -> None:
         """Raises ConfigError if a key is left that could change the function."""
+        for key, (value, why) in _ONLY.items():
+            self.require(key, value, why)
         if self.unread:
             listed = ", ".join(f"{k}={v!r}" for k, v in self.unread.items())
             raise ConfigError(

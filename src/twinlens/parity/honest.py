@@ -157,7 +157,8 @@ class _Seen:
             site = step.writes
             if isinstance(step.op, Normalize) and site in self.sites and step.reads[0] in self.sites:
                 after = self.spec.readers[site][0]
-                if after.writes in self.sites or not self._is_later(site, after.writes):
+                hidden = after.writes not in self.sites or self._same(site, after.writes)
+                if not hidden or not self._is_later(site, after.writes):
                     break
                 found.append(f"{site} is taken after its weight and is this model's {after.writes}")
         more = f"; so are {len(found) - 1} more sites" if len(found) > 1 else ""
@@ -166,7 +167,7 @@ class _Seen:
     def _is_later(self, site: str, later: str) -> bool:
         """Whether a site holds what the model has at a later one, and the model goes on from there."""
         x = self.rows(site)
-        known = {s: self.sites[s] for s in self.visible if s != site}
+        known = {s: self.sites[s] for s in self.visible if s not in (site, later)}
         off = _rms(x - self._replayed(site, known))
         if off <= _VIOLATED * _rms(x) or _rms(x - self._replayed(later, known)) > _FITS * off:
             return False

@@ -96,6 +96,8 @@ class Result:
     """Forward-equivalents of replaying and diagnosing."""
     diagnosis_cost: float = 0.0
     """Those of diagnosing alone."""
+    unsteady: list[str] = field(default_factory=list[str])
+    """Sides of which a second run gives other bits than the first."""
     mended: list[str] = field(default_factory=list[str])
     """What `fix` did to the candidate before this comparison, in its own words."""
 

@@ -50,6 +50,7 @@ def data(report: Result) -> dict[str, Any]:
         "assumed": list(report.assumed),
         "reference_edits": [_cause(c) for c in report.reference_edits],
         "reference_orders": [_order(o) for o in report.reference_orders],
+        "unsteady": list(report.unsteady),
         "mended": list(report.mended),
         "findings": [_finding(f) for f in report.findings],
         "cost": plain(report.cost),

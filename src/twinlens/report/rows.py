@@ -83,6 +83,8 @@ def _facts(report: Result) -> Iterator[tuple[str, str]]:
         share = words.small(words.relative(logits.total, logits))
         most = words.number(logits.largest)
         yield "logits", f"apart by at most {most}, in the mean square by {share} of their size"
+    for side in report.unsteady:
+        yield "not steady", f"a second run of the {side} gives other logits; switch off what is random in it"
     for line in report.gauges:
         yield "gauge", line
     if report.flips:
