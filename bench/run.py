@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ import torch
 import transformers
 from rich.console import Console
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import twinlens
 from twinlens.capture import record
 from twinlens.capture.recorder import placed
+from twinlens.capture.tracer import Tracer
 from twinlens.demo import HALVED, ROW, SCALED, damaged, smollm2
 from twinlens.recording import Recording
 from twinlens.report.table import Table
@@ -121,6 +124,21 @@ class Models:
         """All sites, in memory."""
         return record(self.eager, self.declared.spec, self.declared.weights, self.tokens, **more)
 
+    def hold(self) -> list[Tensor | None]:
+        """What recording cannot cost less than: a mode that holds the same tensors and does nothing else."""
+        with Holding(self.calls) as held:
+            self.forward(self.eager)
+        return held.seen
+
+    @cached_property
+    def calls(self) -> frozenset[int]:
+        """Which calls of torch make the tensors that are recorded."""
+        keys = placed(self.eager, self.declared.spec, self.declared.weights).keys()
+        with Holding() as every:
+            graph = Tracer(self.eager, self.tokens, None, keys).run(self.eager, None)
+        sites = {id(node.value) for node in graph.nodes if node.value is not None}
+        return frozenset(i for i, tensor in enumerate(every.seen) if id(tensor) in sites)
+
     def save(self) -> None:
         """All sites, on disk, hashed."""
         with tempfile.TemporaryDirectory(prefix="twinlens-bench-") as folder:
@@ -129,6 +147,20 @@ class Models:
     def compare(self, candidate: nn.Module) -> twinlens.Report:
         """Two live models."""
         return twinlens.compare(self.eager, candidate, tokens=self.tokens)
+
+
+class Holding(TorchFunctionMode):
+    """Keeps what some calls give, by their number; or what all give."""
+
+    def __init__(self, these: frozenset[int] | None = None) -> None:
+        super().__init__()
+        self.these, self.seen = these, list[Tensor | None]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs) if kwargs else func(*args)
+        wanted = isinstance(out, Tensor) and (self.these is None or len(self.seen) in self.these)
+        self.seen.append(out if wanted else None)
+        return out
 
 
 def figures(models: Models) -> list[Figure]:
@@ -140,6 +172,7 @@ def figures(models: Models) -> list[Figure]:
     two: tuple[str, Run] = ("two plain forwards", m.twice)
     return [
         Figure("recording every site in memory", m.record, *plain, most=1.15),
+        Figure("the same tensors held, and nothing else done", m.hold, *plain),
         Figure("the same, where the sites are is known", lambda: m.record(placement=place), *plain),
         Figure("recorded, saved and hashed", m.save, *plain, most=3.0),
         Figure("comparing two live models, every byte equal", lambda: m.compare(equal), *two, most=1.5),
