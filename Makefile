@@ -3,6 +3,7 @@
 #   make test         all tests
 #   make lint         format, lint, types, direction of imports
 #   make bench        the figures of docs/, as ratios
+#   make families     docs/families.md: each family against transformers, bit for bit
 #   make first-case   Gemma-2 in TransformerLens 2.3.0; FULL=1 for the full geometry of 2b (24 GB)
 #   make clean        removes .venv and caches
 # PYTHON=python3.12 picks the interpreter, PIP_FLAGS="…" is handed to pip (another index, say),
@@ -17,7 +18,7 @@ TORCH := 2.13.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint bench first-case clean
+.PHONY: help install demo test lint bench families first-case clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -36,7 +37,10 @@ lint: install
 	@$(BIN)/lint-imports --no-logo
 
 bench: install
-	@$(BIN)/python bench/run.py
+	@$(BIN)/python -m bench.run
+
+families: install
+	@$(BIN)/python -m bench.families --write docs/families.md
 
 first-case: install
 	@$(BIN)/python -m twinlens.first_case $(if $(filter-out 0,$(FULL)),--full)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import twinlens
+from bench import pages
 from bench.ports import ROOTS, SERIAL, SOFTMAXES, Port, Ways
 from tests.parity.faults import attention, modeling, norms
 from tests.tiny import FAMILIES, random_tokens
@@ -198,8 +199,7 @@ def page(found: list[Row], held: list[Row], wrong: list[str], counts: tuple[int,
     ]
     heads = ("step", "seen", "wide: 99.9 %", "largest", "tight: 99.9 %", "largest", "of what is allowed")
     for dtype in DTYPES:
-        text += [f"## {str(dtype).removeprefix('torch.')}", "", _row(heads), _row("---" for _ in heads)]
-        text += [*map(_row, table(found, dtype)), ""]
+        text += [f"## {str(dtype).removeprefix('torch.')}", "", *pages.rows(heads, table(found, dtype)), ""]
     text += ["## Held out", ""]
     largest = max((r.ratio.wide for r in held), default=0.0)
     text += [
@@ -209,10 +209,6 @@ def page(found: list[Row], held: list[Row], wrong: list[str], counts: tuple[int,
         *(f"- {w}" for w in wrong),
     ]
     return "\n".join(text).rstrip() + "\n"
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def complaint(pair: Pair, report: twinlens.Report) -> str | None:

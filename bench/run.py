@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -20,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from rich.console import Console
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import twinlens
+from bench.pages import conditions, page
 from twinlens.capture import record
 from twinlens.capture.recorder import placed
 from twinlens.capture.tracer import Tracer
@@ -216,35 +214,12 @@ def diagnosis(models: Models, plain: float) -> tuple[Table, twinlens.Report]:
     return Table(title, ("diagnosis", "cost", "target"), rows), report
 
 
-def conditions(rounds: int) -> str:
+def said(rounds: int) -> str:
     """On what this was measured."""
-    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     return (
-        f"SmolLM2-135M-Instruct, float32, {LENGTH} tokens; torch {torch.__version__} with {torch.get_num_threads()} "
-        f"threads, transformers {transformers.__version__}, Python {platform.python_version()}; {os.cpu_count()} cores "
-        f"({_processor()}), load {load} at the end; {rounds} rounds. Spread: the least and the largest ratio of two "
-        "runs that followed one another."
+        f"SmolLM2-135M-Instruct, float32, {LENGTH} tokens; {conditions()}; {rounds} rounds. Spread: the least and the "
+        "largest ratio of two runs that followed one another."
     )
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def markdown(tables: Iterable[Table], causes: str, said: str) -> str:
-    """The page docs/bench.md."""
-    parts = ["# What it costs", "", "`make bench` prints these tables; this page is one run of it.", "", said, ""]
-    for t in tables:
-        parts += [f"## {t.title}", "", _row(t.columns), _row("---" for _ in t.columns), *map(_row, t.rows), ""]
-    return "\n".join([*parts, f"Named in that diagnosis: {causes}.", ""])
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -264,14 +239,15 @@ def main() -> None:
         wall, cpu = figure.ratio("wall"), figure.ratio("cpu")
         console.print(f"{figure.what}: {wall:.2f} on the wall, {cpu:.2f} of CPU", style="dim")
     found, report = diagnosis(models, min(done[0].clocks[1].cpu))
-    tables, said = (table(done), found), conditions(rounds)
+    tables = (table(done), found)
     causes = "; ".join(f"`{c.parameter}` at {c.site}, layers {c.layers}, {c.status}" for c in report.causes) or "none"
     for t in tables:
         console.print(rendered(t))
-    console.print(f"Named: {causes}\n{said}", markup=False)
+    console.print(f"Named: {causes}\n{said(rounds)}", markup=False)
     if asked.write:
         asked.write.parent.mkdir(parents=True, exist_ok=True)
-        asked.write.write_text(markdown(tables, causes, said), encoding="utf-8")
+        named = [f"Named in that diagnosis: {causes}."]
+        asked.write.write_text(page("What it costs", "make bench", said(rounds), tables, named), encoding="utf-8")
 
 
 if __name__ == "__main__":
