@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twinlens import probes
 from twinlens.errors import InputError
-from twinlens.fields import kinds
 from twinlens.inputs import prepare
 from twinlens.parity.honest import check_recording
 from twinlens.parity.judge import Judge, Progress, silent
@@ -23,8 +23,6 @@ from twinlens.spec import Spec
 from twinlens.subjects import Declaration, Recorded, Say, Subject, agreed, declared_at, say_nothing, subject
 
 Tokens = Tensor | Sequence[Sequence[int]]
-LENGTH, LONGEST = 64, 512
-"""Tokens of a prompt that nobody gave: at least, and at most however long the window."""
 
 
 @dataclasses.dataclass
@@ -90,6 +88,7 @@ def compare(
     *,
     tokens: Tokens | None = None,
     mask: Tensor | None = None,
+    probe: str | None = None,
     call: Callable[..., Any] | None = None,
     sites: str = "all",
     model: str | Path | None = None,
@@ -103,6 +102,7 @@ def compare(
             Recording, a native model, a path, or a source such as "hf:PATH".
         tokens: ids [b p]; by default those of a recording that is given, else random ids, longer than the window.
         mask: [b p], 1 = a real token.
+        probe: "auto" instead of tokens: two rows past every threshold of the declared model, one of them padded.
         call: how the candidate is called, `(tokens, mask) -> logits`.
         sites: "all", or only the "sublayers" or the "residual" stream of both sides.
         model: a checkpoint whose config says what both are, where neither side does.
@@ -115,6 +115,10 @@ def compare(
         raise InputError(f"sites={sites!r} is none of {', '.join(VISIBLE)}.")
     sides = subject(reference), subject(candidate, call)
     declared = agreed(*sides) if model is None else declared_at(str(model))
+    if probe is not None:
+        if tokens is not None or any(isinstance(side, Recorded) for side in sides):
+            raise InputError("tokens are known already; leave the probe out.")
+        tokens, mask = probes.named(probe, declared.spec)
     ids, mask = inputs_of(sides, declared.spec, tokens, mask)
     return run(sides, declared, ids, mask, progress, say, sites=sites)
 
@@ -175,7 +179,7 @@ def inputs_of(
             call = side.recording.first
             return call.tokens, None if bool(call.mask.all()) else call.mask
     if tokens is None:
-        tokens = random_tokens(spec)
+        tokens = probes.short(spec)
     try:
         ids = tokens if isinstance(tokens, Tensor) else torch.tensor(tokens)
     except (TypeError, ValueError):
@@ -183,10 +187,3 @@ def inputs_of(
     ids = ids[None] if ids.ndim == 1 else ids
     prepare(spec, ids, mask)
     return ids, mask
-
-
-def random_tokens(spec: Spec) -> Tensor:
-    """Seeded random ids [1 p], longer than any window (up to 512 positions)."""
-    windows = [v for s in spec.steps for _, k, v in kinds(s.op) if k.name == "integer" and k.off and v]
-    length = min(max([LENGTH, *(2 * w for w in windows)]), LONGEST, spec.shape.positions or LONGEST)
-    return torch.randint(spec.shape.vocabulary, (1, length), generator=torch.Generator().manual_seed(0))

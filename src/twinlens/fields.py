@@ -32,6 +32,7 @@ class Kind:
     `within`: what a model may have; a fit that ends elsewhere found nothing.
     `read`: where it is off, a number is not estimated but read off the entries.
     `multiple`: what an integer is a multiple of.
+    `shown_by`: in words, what a prompt must have that the field acts on.
     `natural`: values that implementations take for one another, tried as if they were a choice.
     `tied`: steps of one layer that have this field have one value of it (cos and sin, queries and
     keys).
@@ -49,6 +50,7 @@ class Kind:
     natural: tuple[float, ...] = ()
     read: bool = False
     multiple: int = 1
+    shown_by: str = ""
 
     def allows(self, value: float) -> bool:
         """Whether a model may have this value."""
@@ -82,14 +84,24 @@ def number(
     return _field(kind, default)
 
 
-def integer(default: Any = MISSING, *, parameter: str, off: bool = False, tied: bool = False, multiple: int = 1) -> Any:
+def integer(
+    default: Any = MISSING,
+    *,
+    parameter: str,
+    off: bool = False,
+    tied: bool = False,
+    multiple: int = 1,
+    shown_by: str = "",
+) -> Any:
     """A count or an offset: no derivative."""
-    return _field(Kind("integer", parameter, off=off, tied=tied, multiple=multiple), default)
+    return _field(Kind("integer", parameter, off=off, tied=tied, multiple=multiple, shown_by=shown_by), default)
 
 
-def choice(default: Any, *others: Any, parameter: str, enters: str | None = None, tied: bool = False) -> Any:
+def choice(
+    default: Any, *others: Any, parameter: str, enters: str | None = None, tied: bool = False, shown_by: str = ""
+) -> Any:
     """One of several meanings."""
-    kind = Kind("choice", parameter, alternatives=(default, *others), enters=enters, tied=tied)
+    kind = Kind("choice", parameter, alternatives=(default, *others), enters=enters, tied=tied, shown_by=shown_by)
     return _field(kind, default)
 
 

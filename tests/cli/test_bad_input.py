@@ -97,7 +97,8 @@ def test_a_text_without_a_tokenizer(models: Path, recorded: Path, refused: Refus
 
 def test_what_comes_later_is_said(models: Path, refused: Refused) -> None:
     same = models / "gemma2"
-    assert "comes with more families" in refused("compare", same, same, "--probe", "auto")
+    assert "give auto" in refused("compare", same, same, "--probe", "long")
+    assert "leave one out" in refused("compare", same, same, "--probe", "auto", "--text", "a")
     assert "give --markdown" in refused("compare", same, same, "--html", "x.html")
     for sites in ("logits", "logprobs"):
         assert "all, sublayers or residual" in refused("compare", same, same, "--sites", sites)

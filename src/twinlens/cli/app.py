@@ -59,7 +59,9 @@ def compare(
     candidate: Annotated[str, typer.Argument(help="The same, or torch:FILE.py:make.")],
     text: Text = None,
     tokens: Tokens = None,
-    probe: Annotated[str | None, typer.Option(help="`auto`, in a later version.")] = None,
+    probe: Annotated[
+        str | None, typer.Option(help="`auto`: past every window and rotary context, one of two rows padded.")
+    ] = None,
     sites: Annotated[Sites, typer.Option(help="Which sites to compare.")] = Sites.all,
     fix: Annotated[bool, typer.Option("--fix", help="Mend the candidate in memory, and compare again.")] = False,
     order: Annotated[bool, typer.Option("--order", help="As --fix, and to the last bit: orders as well.")] = False,
@@ -70,23 +72,26 @@ def compare(
 ) -> int:
     """Compare two implementations: the same model or not, where they part, and why.
 
-    Without --text or --tokens both run seeded random tokens, longer than the attention window.
+    Without --text or --tokens both run seeded random tokens, longer than the attention window; with --probe auto
+    two rows of them, past every threshold of the model, one with padding on the left.
     A source may say in which environment it runs; twinlens makes that environment once.
 
     \b
     Examples:
       twinlens compare hf:models/gemma-2-2b "hf:models/gemma-2-2b?attn=sdpa"
       twinlens compare models/llama torch:my_port.py:make --text "The cat sat" --json report.json
+      twinlens compare hf:models/llama tl:models/llama --probe auto
       twinlens compare hf:G@transformers==4.43.2 \\
           tl:G@transformer-lens==2.3.0,transformers==4.43.2 --fix --order
     """  # noqa: D301  (\b keeps the lines, and the help needs one backslash at their end)
     from twinlens.cli import comparing
 
-    comparing.refuse_later(probe, sites, html)
+    comparing.refuse_later(sites, html)
     return comparing.compare(
         (reference, candidate),
         text=text,
         tokens=tokens,
+        probe=probe,
         sites=sites,
         fix=fix or order,
         order=order,

@@ -42,13 +42,8 @@ class Files:
             files.write(self.markdown, "\n".join(markdown.text(part) for part in parts))
 
 
-def refuse_later(probe: str | None, sites: str, html: Path | None) -> None:
+def refuse_later(sites: str, html: Path | None) -> None:
     """Raises InputError for what a later version will do."""
-    if probe is not None:
-        raise InputError(
-            f"--probe {probe} is not there yet, it comes with more families; leave it out for "
-            "seeded random tokens, or give --text or --tokens."
-        )
     if sites in ("logits", "logprobs"):
         raise InputError(
             f"--sites {sites} is not there yet, it comes with the diagnosis of runs that show "
@@ -63,6 +58,7 @@ def compare(
     *,
     text: str | None,
     tokens: Path | None,
+    probe: str | None,
     sites: str,
     fix: bool,
     order: bool,
@@ -73,9 +69,11 @@ def compare(
     files.check()
     if fix:
         _refuse_unmendable(sources[1])
+    if probe is not None and (text is not None or tokens is not None):
+        raise InputError("--probe is given beside --text or --tokens; leave one out.")
     ids, mask = inputs.given(text, tokens, model or inputs.checkpoint_of(sources[0]))
     with Watch() as watch:
-        chosen: dict[str, Any] = {"sites": sites, "progress": watch.progress, "say": watch.say}
+        chosen: dict[str, Any] = {"sites": sites, "probe": probe, "progress": watch.progress, "say": watch.say}
         report = comparison.compare(*sources, tokens=ids, mask=mask, model=model, **chosen)
     _print(report)
     files.write(report)

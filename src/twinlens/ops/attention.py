@@ -36,15 +36,18 @@ class Scores(Op):
 
     scale: float = number(parameter="attn.scale", within=FACTOR)
     softcap: float | None = number(None, parameter="attn.softcap", off=True, power=-2.0, within=FACTOR)
-    window: int | None = integer(None, parameter="attn.window", off=True)
+    window: int | None = integer(None, parameter="attn.window", off=True, shown_by="a prompt longer than the window")
     causal: str = choice("causal", "none", "strict", "ahead", parameter="attn.mask")
-    padding: str = choice("masked", "ignored", parameter="attn.mask")
+    padding: str = choice("masked", "ignored", parameter="attn.mask", shown_by="padding on the left")
     masked: float | None = number(
         None, parameter="attn.mask", off=True, signed=True, read=True, within=(UNREACHED, math.inf)
     )
     kv_map: str = choice("repeat", "tile", "first", parameter="attn.kv_map", tied=True)
     scaling: str = order("multiply", "divide", "query", "both")
     product: str = order("matmul", "einsum", "split", "float64")
+
+    def thresholds(self) -> tuple[float, ...]:
+        return () if self.window is None else (self.window,)
 
     def __call__(
         self,

@@ -47,6 +47,10 @@ class Op:
         """
         return self(*reads, **weights).abs()
 
+    def thresholds(self) -> tuple[float, ...]:
+        """Positions beyond which it computes otherwise: a prompt that ends before does not tell of it."""
+        return ()
+
     def along(self, axes: tuple[str, ...]) -> tuple[str, ...]:
         """Those axes of what it writes along which a weight of one axis goes, merged."""
         return axes

@@ -31,7 +31,9 @@ class RotaryTable(Op):
     width: int = integer(0, parameter="rotary.dim", tied=True, multiple=2)
     out: torch.dtype = size(torch.float32)
     base: float = number(10000.0, parameter="rotary.base", tied=True, power=0.0, within=(2.0, 1e12))
-    scaling: str | None = choice(None, *SCALINGS, parameter=_P, tied=True)
+    scaling: str | None = choice(
+        None, *SCALINGS, parameter=_P, tied=True, shown_by="a prompt longer than the context that is stretched"
+    )
     factor: float = number(1.0, parameter=_P, tied=True, within=FACTOR)
     low_freq_factor: float = number(1.0, parameter=_P, tied=True, within=FACTOR)
     high_freq_factor: float = number(4.0, parameter=_P, tied=True, within=FACTOR)
@@ -88,6 +90,9 @@ class RotaryTable(Op):
         even = self.even(torch.empty(0, dtype=compute, device=device))
         periods = self.base ** ((even / 2) / (self.width / 2))
         return cast(cast(periods, self.frequency_dtype), self.dtype)
+
+    def thresholds(self) -> tuple[float, ...]:
+        return () if self.scaling is None else (self.original_max_position,)
 
     def precomputed(self, length: int) -> tuple[Tensor, ...]:
         """The table by position, in full and in half width, and the frequencies."""

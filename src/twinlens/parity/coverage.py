@@ -69,7 +69,8 @@ def _choices(m: Merged, judge: Judge) -> list[tuple[str, str, str]]:
             if kind.name not in ("choice", "integer") or tied[0] != step.writes:
                 continue
             alike = [v for v in _others(judge, m, step, name, kind, now) if _same(m, native, SetField(tied, name, v))]
-            words = f"not verified: {', '.join(map(str, alike))} would look the same" if alike else "verified"
+            tells = f"; {kind.shown_by} would tell" if kind.shown_by else ""
+            words = f"not verified: {', '.join(map(str, alike))} would look the same{tells}" if alike else "verified"
             told.append((step.writes, kind.parameter, words))
     return told
 
