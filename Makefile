@@ -4,6 +4,7 @@
 #   make lint         format, lint, types, direction of imports
 #   make bench        the figures of docs/, as ratios
 #   make families     docs/families.md: each family against transformers, bit for bit
+#   make calibrate    docs/calibration.md: clean pairs, and how small a fault is seen (an hour; it can be interrupted)
 #   make first-case   Gemma-2 in TransformerLens 2.3.0; FULL=1 for the full geometry of 2b (24 GB)
 #   make clean        removes .venv and caches
 # PYTHON=python3.12 picks the interpreter, PIP_FLAGS="…" is handed to pip (another index, say),
@@ -18,7 +19,7 @@ TORCH := 2.13.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint bench families first-case clean
+.PHONY: help install demo test lint bench families calibrate first-case clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -41,6 +42,9 @@ bench: install
 
 families: install
 	@$(BIN)/python -m bench.families --write docs/families.md
+
+calibrate: install
+	@$(BIN)/python -m bench.calibrate --write docs/calibration.md
 
 first-case: install
 	@$(BIN)/python -m twinlens.first_case $(if $(filter-out 0,$(FULL)),--full)

@@ -33,7 +33,7 @@ from transformers.pytorch_utils import Conv1D
 import twinlens
 from bench import pages
 from tests.parity.faults import during
-from tests.tiny import ALL, left_padded, random_tokens
+from tests.tiny import ALL, EAGER_ONLY, left_padded, random_tokens
 from twinlens.fields import kind_of, kinds
 from twinlens.inputs import prepare
 from twinlens.report.table import Table
