@@ -24,6 +24,9 @@ _PARTIAL, _NEARLY_ALL = 0.5, 0.9
 """The least share of an error that a change must explain to be called a partial cause: a number with a name, and any
 other, since a choice without effect of its own has numbers beside it that can imitate much."""
 
+_ULPS = 30.0
+"""No constant brings a step further from rounding than this by a rounding of itself, which is 2 u of it at most."""
+
 _LESS = 9
 """Where the search of an alike step ended before it was through, the next is the shorter by this."""
 
@@ -71,6 +74,8 @@ class Examiner:
         if ratio.is_close and not weights_differ:
             self._no_orders.add(sites.generic(m.target))
             return self._also(m, search.scorer) or self._within_rounding(m, search)
+        if ratio.wide < _ULPS and not weights_differ and search.numbers.is_off_by_ulps():
+            return Examination(m.target, "rounding", ratio=ratio)
         kind = sites.generic(m.target)
         patience = PATIENCE / (1 + self._in_vain[kind] * _LESS)
         if hasty:

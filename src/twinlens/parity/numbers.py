@@ -149,6 +149,22 @@ class Numbers:
             return None
         return found if self.is_sharp(found) else None
 
+    def is_off_by_ulps(self) -> bool:
+        """Whether one number, moved by no more than two roundings of itself, explains the step: an order (rule 3)."""
+        fit, u = self.fit(Variant()), torch.finfo(self.merged.value.dtype).eps / 2
+        for n in self._free(numbers, Variant()):
+            if n.value is None or self.is_staged(n):
+                continue
+            value = fit.run([n]).values[0]
+            if value is None or not math.isfinite(value):
+                continue
+            reach = 2 * u * abs(n.value)
+            nearest = min(max(value, n.value - reach), n.value + reach)
+            score = self.scorer.score(Variant((SetField(n.sites, n.name, nearest),)))
+            if self.scorer.is_explained(score):
+                return True
+        return False
+
     def is_sharp(self, found: Found, wide: float = _SHARP) -> bool:
         """Whether each value is known much better than it is apart from the reference's, roundings of it left out."""
         u = torch.finfo(self.merged.value.dtype).eps / 2
