@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import twinlens
-from tests.parity.faults import FAULTS, Fault
+from tests.parity.faults import FAULTS
 from tests.parity.judged import BY_NAME
 from tests.tiny import FAMILIES, random_tokens, tiny_llama
 
@@ -90,12 +90,21 @@ def test_weights_of_a_reference_that_are_not_its_checkpoints() -> None:
     assert "row 3 of 80: times 0.5" in cause.evidence
 
 
-_SOME = [f for f in FAULTS if not f.benign][::9]
+_OTHERWISE = (
+    "gpt2: positions from one",
+    "gpt2: positions from the padding mask",
+    "llama: a layer does not rotate",
+    "llama: in parallel",
+    "gpt2: causal mask missing",
+)
+"""Steps that the reference has not, reads elsewhere or is given otherwise."""
+_SOME = [*_OTHERWISE, *[f.title for f in FAULTS if not f.benign and f.title not in _OTHERWISE][::9]]
 
 
-@pytest.mark.parametrize("fault", _SOME, ids=[f.title for f in _SOME])
-def test_faults_of_the_reference_are_those_of_the_candidate_turned_round(fault: Fault) -> None:
+@pytest.mark.parametrize("name", _SOME)
+def test_faults_of_the_reference_are_those_of_the_candidate_turned_round(name: str) -> None:
     """The candidate is honest, and differs from the reference; whatever is named mends it."""
+    fault = BY_NAME[name]
     reference = fault.reference()
     torch.manual_seed(0)
     changed = fault.candidate(reference)
@@ -103,4 +112,10 @@ def test_faults_of_the_reference_are_those_of_the_candidate_turned_round(fault: 
     report = twinlens.compare(changed, reference, tokens=tokens, mask=mask)
     assert (report.verdict, report.explained) in (("different", "identical"), ("different", "rounding")), report
     assert report.fix(reference).verdict in ("identical", "rounding")
-    assert BY_NAME
+
+
+def test_a_reference_that_is_finer_than_declared_is_an_order() -> None:
+    fault = BY_NAME["gemma2: frequencies and angles in float64"]
+    reference = fault.reference()
+    report = twinlens.compare(fault.candidate(reference), reference, tokens=fault.inputs(reference)[0])
+    assert (report.verdict, report.causes) == ("rounding", [])

@@ -46,7 +46,14 @@ class Layout:
         return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2) if self.paired else x
 
     def theirs(self, ours: Tensor, like: Tensor) -> Tensor:
-        """Our tensor as theirs has it, in the shape and dtype of `like`."""
+        """Our tensor as theirs has it, in the shape and dtype of `like`.
+
+        Where theirs was one for all rows of the batch and ours is not, it is as wide as ours: who reads it spreads it.
+        """
+        for at, axis in enumerate(self.site):
+            if like.ndim == ours.ndim and like.shape[at] == 1 and self._varies(ours, at, axis):
+                rows = ours.split(1, dim=at)
+                return torch.cat([self.theirs(row, like) for row in rows], dim=at)
         if self.paired:
             ours = ours.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
         held = [axis for group in self.groups for axis in group]
@@ -58,6 +65,11 @@ class Layout:
             copies = like.numel() // ours.numel()
             ours, left = ours.unsqueeze(0).expand(copies, *ours.shape), [REPEAT, *left]
         return ours.permute([left.index(axis) for axis in held]).reshape(like.shape).to(like.dtype)
+
+    def _varies(self, ours: Tensor, at: int, axis: str) -> bool:
+        """Whether ours varies along an axis that theirs has not."""
+        held = any(axis in group for group in self.groups)
+        return not held and not torch.equal(ours, ours.select(at, 0).unsqueeze(at).expand_as(ours))
 
 
 class Way(NamedTuple):
