@@ -180,8 +180,16 @@ def _same_constants(module: nn.Module, placement: Placement) -> bool:
 
 def compared_weights(own: Mapping[str, Tensor], weights: Weights) -> tuple[dict[str, Tensor], list[str]]:
     """An implementation's tensors that differ from the checkpoint's, and the names of those that are equal."""
-    alike = each(lambda name: same(own[name], weights(name).detach()), own)
+    theirs = {name: weights(name).detach() for name in own}
+    once = {_place(own[name], theirs[name]): name for name in own}  # a tied tensor is two names of the same memory
+    answers = each(lambda name: same(own[name], theirs[name]), once.values())
+    alike = {name: answers[once[_place(own[name], theirs[name])]] for name in own}
     return {n: t for n, t in own.items() if not alike[n]}, [n for n in own if alike[n]]
+
+
+def _place(*tensors: Tensor) -> tuple[object, ...]:
+    """Where tensors lie in memory, and how."""
+    return tuple((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors)
 
 
 def same(x: Tensor, y: Tensor) -> bool:
