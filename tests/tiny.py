@@ -108,6 +108,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], float]] = {
         4.0,
     ),
     "cohere2": ("cohere2", _LLAMA | {"num_hidden_layers": 4, "sliding_window": 8, "logit_scale": 0.7}, 4.0),
+    "deepseek_v3": ("deepseek_v3", _LLAMA | _RMS | {
+        "num_key_value_heads": 4, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3,
+        "moe_intermediate_size": 32, "first_k_dense_replace": 1, "kv_lora_rank": 20, "q_lora_rank": 28,
+        "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 12, "rope_parameters": dict(ROPE["yarn, mscale"]),
+    }, 4.0),
     "falcon": ("falcon", {
         "vocab_size": 103, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "bias": True,
         "rope_parameters": dict(ROPE["default"]), "layer_norm_epsilon": 2e-5, **_IDS,
@@ -138,6 +143,10 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], float]] = {
     "glm4": ("glm4", _LLAMA | _RMS | _WIDE | _HALF, 4.0),
     "gpt_bigcode": ("gpt_bigcode", _GPT2, 3.0),
     "gpt_neox": ("gpt_neox", {k: v for k, v in (_LLAMA | _HALF).items() if k != "num_key_value_heads"}, 6.0),
+    "gpt_oss": ("gpt_oss", _LLAMA | _RMS | _WIDE | {
+        "num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 32, "sliding_window": 8,
+        "swiglu_limit": 2.5, "rope_parameters": dict(ROPE["yarn, not truncated"]), "num_hidden_layers": 4,
+    }, 4.0),
     "granite": (
         "granite",
         _LLAMA
@@ -151,6 +160,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], float]] = {
         4.0,
     ),
     "mistral": ("mistral", _LLAMA | _RMS | {"sliding_window": 8}, 6.0),
+    "mixtral": ("mixtral", _LLAMA | _RMS | {"sliding_window": 8, "num_local_experts": 5}, 6.0),
     "olmo2": ("olmo2", _LLAMA | _RMS, 4.0),
     "opt": ("opt", {
         "vocab_size": 103, "hidden_size": 48, "ffn_dim": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -161,11 +171,15 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], float]] = {
         "qwen2", _LLAMA | _RMS | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, 6.0,
     ),
     "qwen3": ("qwen3", _LLAMA | _RMS | _WIDE, 4.0),
+    "qwen3_moe": ("qwen3_moe", _LLAMA | _RMS | _WIDE | {
+        "num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "norm_topk_prob": True,
+        "mlp_only_layers": [1],
+    }, 4.0),
     "smollm3": ("smollm3", _LLAMA | _RMS | {"no_rope_layer_interval": 2}, 6.0),
     "starcoder2": ("starcoder2", _LLAMA | {"norm_epsilon": 2e-5, "sliding_window": 8}, 6.0),
 }  # fmt: skip
 """Tiny models by name: `model_type`, config, and the size of embeddings and logits."""
-EAGER_ONLY = {"gemma2"}
+EAGER_ONLY = {"gemma2", "gpt_oss"}
 """What transformers 5 refuses to run with sdpa."""
 
 
@@ -216,6 +230,9 @@ def _build(config: PretrainedConfig, seed: int, attn: str, dtype: torch.dtype, e
         for name, parameter in model.named_parameters():  # a tied weight comes once
             noise = torch.randn(parameter.shape, generator=draw)
             parameter.copy_(_fill(model, name, noise, embedding))
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.copy_(0.3 * torch.randn(buffer.shape, generator=draw))
     return model
 
 
@@ -232,8 +249,18 @@ def _fill(model: PreTrainedModel, name: str, noise: Tensor, embedding: float) ->
         return 0.3 * noise
     if isinstance(module, nn.Embedding) or owner == "lm_head":
         return embedding * noise / noise.shape[1] ** 0.5
-    fan_in = noise.shape[1] if isinstance(module, nn.Linear) else noise.shape[0]  # Conv1D: in × out
+    if ".experts" in owner + "." + kind or kind == "sinks":
+        return _expert(module, kind, noise)
+    fan_in = noise.shape[1] if isinstance(module, nn.Linear) or kind == "weight" and owner.endswith(("gate", "router")) else noise.shape[0]  # Conv1D: in × out
     return _gain(name) * noise / fan_in**0.5
+
+
+def _expert(module: Any, kind: str, noise: Tensor) -> Tensor:
+    """A matrix for each expert, [out, in], or [in, out] where the class says so; a bias; a sink."""
+    if noise.ndim < 3:
+        return 0.3 * noise if kind != "sinks" else 2.0 * noise
+    fan_in = noise.shape[1 if module.is_transposed else 2]
+    return 1.3 * noise / fan_in**0.5
 
 
 def _gain(name: str) -> float:

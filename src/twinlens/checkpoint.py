@@ -28,7 +28,7 @@ _NUMBER = re.compile(r"\.(\d+)\.")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 _ALSO = {"lm_head.weight": "embed_out.weight"}
 """What older checkpoints call a tensor (GPT-NeoX)."""
-_FREE = ("m", "g")
+_FREE = ("m", "g", "a", "l", "n", "c", "y", "o", "i")
 """Axes that weights alone fix, layer by layer."""
 _SAMPLE = 4096  # entries at either end of a tensor that enter its fingerprint
 
@@ -146,10 +146,10 @@ class Checkpoint:
 
     def _check_shape(self, step: Step, argument: str, name: str, transposed: bool, sizes: dict[str, int]) -> None:
         found = self.shape_of(name)
-        seen = found[::-1] if transposed else found
-        expected = _expected(step, len(found), sizes, seen)
+        seen = (*found[:-2], *found[:-3:-1]) if transposed else found
+        expected = _expected(step, argument, len(found), sizes, seen)
         if expected is not None and seen != expected:
-            stored = expected[::-1] if transposed else expected
+            stored = (*expected[:-2], *expected[:-3:-1]) if transposed else expected
             raise CheckpointError(
                 f"{self.resolve(name)} in {self._where} has the shape {list(found)}; the config "
                 f"asks for {list(stored)} ({argument} of {step.writes}): the config does not "
@@ -159,7 +159,7 @@ class Checkpoint:
     def _check_depth(self, spec: Spec) -> None:
         for name in self.unused(spec):
             number = _NUMBER.search(name)
-            if number and int(number[1]) >= spec.shape.layers:
+            if number and int(number[1]) >= spec.shape.layers + spec.shape.spare_layers:
                 raise CheckpointError(
                     f"{self._where} has {name}, but the config says {spec.shape.layers} layers: "
                     "this config is not the one of these weights."
@@ -203,7 +203,9 @@ def from_module(module: nn.Module) -> Checkpoint:
             f"{type(module).__name__} has no transformers config; give a transformers model, or a "
             "path to its checkpoint."
         )
-    return Checkpoint(config.to_dict(), Live(module))
+    experts = getattr(config, "_experts_implementation", None)  # how they are run now, which no file says
+    said = config.to_dict() | ({} if experts is None else {"_experts_implementation": experts})
+    return Checkpoint(said, Live(module))
 
 
 def _plain(name: str) -> str:
@@ -212,20 +214,14 @@ def _plain(name: str) -> str:
 
 def _sizes(shape: Shape) -> dict[str, int]:
     """The length of each axis that the config fixes."""
-    h, k, e = shape.heads, shape.kv_heads, shape.head_width
-    sizes = {
-        "d": shape.d_model,
-        "h": h,
-        "k": k,
-        "e": e,
-        "v": shape.vocabulary,
-        "f": (h + 2 * k) * e,
-    }
+    sizes = shape.axes | {"f": (shape.heads + 2 * shape.kv_heads) * shape.head_width}
     return sizes if shape.positions is None else sizes | {"positions": shape.positions}
 
 
-def _expected(step: Step, rank: int, sizes: dict[str, int], seen: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape of a weight, [out, in] or [out], from the axes of what its step writes and reads.
+def _expected(
+    step: Step, argument: str, rank: int, sizes: dict[str, int], seen: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """The shape of a weight, [out, in] or [out], from the axes of what its step writes and reads, or its own.
 
     None where an axis has no length yet; those which weights alone fix get it from the first one.
     """
@@ -234,7 +230,12 @@ def _expected(step: Step, rank: int, sizes: dict[str, int], seen: tuple[int, ...
     except KeyError:
         return None  # a site of the user's own
     layer, _ = split(step.writes)
-    named = {a: f"{layer}.{a}" if a in _FREE else a for a in (*out, *read)}
+    own = tuple(step.op.weight_axes.get(argument, "").split())
+    named = {a: f"{layer}.{a}" if a in _FREE else a for a in (*out, *read, *own)}
+    if own:
+        if len(own) == rank:
+            sizes.update({named[a]: size for a, size in zip(own, seen, strict=True) if a in _FREE})
+        return tuple(sizes[named[a]] for a in own)
     if rank == 1:
         along = step.op.along(out)
         return (prod(sizes[named[a]] for a in along),) if all(named[a] in sizes for a in along) else None
@@ -242,6 +243,7 @@ def _expected(step: Step, rank: int, sizes: dict[str, int], seen: tuple[int, ...
         count = sizes.get({"tokens": "v"}.get(step.reads[0], step.reads[0]))
         return (seen[0] if count is None else step.op.table_rows(count), prod(sizes[named[a]] for a in out))
     for group, size in ((out, seen[0]), (read, seen[1])):
-        if len(group) == 1 and group[0] in _FREE:
-            sizes.setdefault(named[group[0]], size)
+        unknown = [named[a] for a in group if a in _FREE and named[a] not in sizes]
+        if len(unknown) == 1:
+            sizes[unknown[0]] = size // prod(sizes.get(named[a], 1) for a in group)
     return prod(sizes[named[a]] for a in out), prod(sizes[named[a]] for a in read)

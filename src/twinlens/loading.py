@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from twinlens.checkpoint import Checkpoint, from_module, open_checkpoint
 from twinlens.families import declare
 from twinlens.model import Model
-from twinlens.spec import Weights
 
 
 def load(
@@ -49,20 +48,13 @@ def load(
     dtype = dtype or checkpoint.dtype
     spec = declare(checkpoint.config, dtype=dtype, attention=attention or "eager")
     checkpoint.check(spec)
-    return Model(spec, _in_dtype(checkpoint.weight, dtype))
+    return Model(spec, spec.in_dtype(checkpoint.weight))
 
 
 def kernel_of(module: nn.Module) -> str:
     """The attention kernel that a live transformers model says it uses: `eager` or `sdpa`."""
     config = getattr(module, "config", None)  # the border: not every module has one
     return str(getattr(config, "_attn_implementation", None) or "eager")
-
-
-def _in_dtype(weights: Weights, dtype: torch.dtype) -> Weights:
-    def weight(name: str) -> Tensor:
-        return weights(name).to(dtype)
-
-    return weight
 
 
 def _gguf(path: str, attention: str, dtype: torch.dtype) -> nn.Module:

@@ -60,7 +60,7 @@ def declaration(path: str, module: torch.nn.Module, options: dict[str, str]) -> 
     checkpoint = open_checkpoint(path) if Path(path).is_dir() else from_module(module)
     dtype = getattr(torch, options.get("dtype", "float32"))
     spec = declare(checkpoint.config, dtype=dtype)
-    return spec, lambda name: checkpoint.weight(name).to(dtype)
+    return spec, spec.in_dtype(checkpoint.weight)
 
 
 def mended(

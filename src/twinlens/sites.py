@@ -2,7 +2,10 @@
 
 The names are TransformerLens's hook names where it has one. Axes: `b` batch, `p` position, `s` key
 position, `h` query head, `k` key/value head, `e` head width, `d` model width, `m` MLP width,
-`r` rotary width, `f` width of fused queries, keys and values, `g` of a fused gate and its other half, `v` vocabulary.
+`r` rotary width, `f` width of fused queries, keys and values, `g` of a fused gate and its other half, `v` vocabulary,
+`w` width of a head's values, `x` expert, `t` expert of a token, `a` width of the experts that all tokens share. Latent
+attention (DeepSeek-V2) has `l` for the latent of queries, `n` for that of keys and values with the part that is rotated,
+`c` without it, `y` for a head's keys and values together.
 """
 
 from __future__ import annotations
@@ -18,9 +21,17 @@ _BLOCK: dict[str, str] = {
     "ln1.hook_normalized": "b p d",
     "ln1.hook_out": "b p d",
     "attn.hook_qkv": "b p f",
+    "attn.hook_q_latent": "b p l",
+    "attn.q_latent_norm.hook_normalized": "b p l",
+    "attn.q_latent_norm.hook_out": "b p l",
+    "attn.hook_kv_latent": "b p n",
+    "attn.hook_latent": "b p c",
+    "attn.kv_latent_norm.hook_normalized": "b p c",
+    "attn.kv_latent_norm.hook_out": "b p c",
+    "attn.hook_kv": "b p k y",
     "attn.hook_q": "b p h e",
     "attn.hook_k": "b p k e",
-    "attn.hook_v": "b p k e",
+    "attn.hook_v": "b p k w",
     "attn.q_norm.hook_normalized": "b p h e",
     "attn.q_norm.hook_out": "b p h e",
     "attn.k_norm.hook_normalized": "b p k e",
@@ -29,7 +40,7 @@ _BLOCK: dict[str, str] = {
     "attn.hook_rot_k": "b p k e",
     "attn.hook_attn_scores": "b h p s",
     "attn.hook_pattern": "b h p s",
-    "attn.hook_z": "b p h e",
+    "attn.hook_z": "b p h w",
     "attn.hook_result": "b p h d",
     "attn.hook_out": "b p d",
     "ln1_post.hook_normalized": "b p d",
@@ -42,6 +53,14 @@ _BLOCK: dict[str, str] = {
     "mlp.hook_pre": "b p m",
     "mlp.hook_pre_linear": "b p m",
     "mlp.hook_post": "b p m",
+    "mlp.router.hook_logits": "b p x",
+    "mlp.router.hook_indices": "b p t",
+    "mlp.router.hook_weights": "b p t",
+    "mlp.experts.hook_out": "b p d",
+    "mlp.shared.hook_pre": "b p a",
+    "mlp.shared.hook_pre_linear": "b p a",
+    "mlp.shared.hook_post": "b p a",
+    "mlp.shared.hook_out": "b p d",
     "mlp.hook_out": "b p d",
     "ln2_post.hook_normalized": "b p d",
     "ln2_post.hook_out": "b p d",

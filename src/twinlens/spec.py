@@ -31,7 +31,7 @@ class Weight:
 
     def view(self, tensor: Tensor) -> Tensor:
         """The tensor as the step reads it; no copy."""
-        return tensor.T if self.transposed else tensor
+        return tensor.mT if self.transposed else tensor
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,21 @@ class Shape:
     """Rows of a learned position table; None where any position has a meaning."""
     mlp_width: int | None = None
     """Inside every MLP, where that is one number."""
+    value_width: int | None = None
+    """Of a head's values, where it is not that of its queries and keys."""
+    experts: int | None = None
+    """Those that a router chooses among."""
+    spare_layers: int = 0
+    """Behind the last one, which a checkpoint may hold and no forward pass uses: DeepSeek's, for several tokens."""
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The length of each axis of a site that is known before anything has run."""
+        known = {
+            "d": self.d_model, "h": self.heads, "k": self.kv_heads, "e": self.head_width, "v": self.vocabulary,
+            "w": self.value_width or self.head_width, "x": self.experts,
+        }  # fmt: skip
+        return {axis: size for axis, size in known.items() if size is not None}
 
 
 @dataclass(frozen=True)
@@ -127,6 +142,15 @@ class Spec:
     def weight_names(self) -> tuple[str, ...]:
         """The checkpoint's tensors that any step uses, each once."""
         return tuple(dict.fromkeys(w.name for step in self.steps for _, w in step.weights))
+
+    @cached_property
+    def kept(self) -> frozenset[str]:
+        """Tensors that stay in the precision in which they are stored, whatever the model's."""
+        return frozenset(w.name for step in self.steps for name, w in step.weights if name in step.op.kept)
+
+    def in_dtype(self, weights: Weights) -> Weights:
+        """A checkpoint's tensors in the dtype in which this model holds them."""
+        return lambda name: weights(name) if name in self.kept else weights(name).to(self.dtype)
 
     def apart(self) -> Spec:
         """A copy in which each use of a tensor has its own name, since an implementation may hold two."""

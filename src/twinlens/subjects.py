@@ -52,7 +52,7 @@ class Declaration:
         dtype = dtype or checkpoint.dtype
         spec = declare(checkpoint.config, dtype=dtype, attention=attention)
         checkpoint.check(spec)
-        return cls(spec, lambda name: checkpoint.weight(name).to(dtype), checkpoint)
+        return cls(spec, spec.in_dtype(checkpoint.weight), checkpoint)
 
 
 @runtime_checkable

@@ -17,10 +17,12 @@ from twinlens.errors import CheckpointError
 
 
 class Live:
-    """The parameters of a live module: themselves, no copies."""
+    """The parameters of a live module, and the buffers that a checkpoint holds: themselves, no copies."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._parameters = dict(module.named_parameters(remove_duplicate=False))
+        kept = module.state_dict().keys()
+        buffers = {name: tensor for name, tensor in module.named_buffers(remove_duplicate=False) if name in kept}
+        self._parameters = buffers | dict(module.named_parameters(remove_duplicate=False))
 
     def names(self) -> tuple[str, ...]:
         """All names."""

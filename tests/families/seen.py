@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from twinlens.ops import Add, Branch, Embed, Normalize, NormWeight, PositionEmbed, Project
+from twinlens.ops import Add, Branch, Embed, Experts, Normalize, NormWeight, PositionEmbed, Project, RouterLogits
 from twinlens.sites import axes, block, split
 from twinlens.spec import Spec, Step
 
@@ -67,6 +67,10 @@ class _Hooks:
                     yield self._out(module, step.writes)
             elif isinstance(step.op, NormWeight):
                 yield from self._norm(module, step)
+            elif isinstance(step.op, Experts):
+                yield self._out(module, step.writes)
+            elif isinstance(step.op, RouterLogits):
+                yield self._router(module, step)
             elif isinstance(step.op, Project):
                 yield self._out(module, step.writes)
                 yield self._into(module, step.reads[0])
@@ -90,10 +94,13 @@ class _Hooks:
         """Rows may be merged, heads too, or they come before positions."""
         if x.shape[0] == self.tokens.numel():
             x = x.unflatten(0, self.tokens.shape)
-        if axes(site)[-2:] in (("h", "e"), ("k", "e")):
+        if x.ndim == 4 and x.shape[1] == 1:  # DeepSeek's latents, as if they were one head
+            x = x.squeeze(1)
+        heads = self.spec.shape.axes.get(axes(site)[2])
+        if len(axes(site)) == 4:
             if x.ndim == 3:
-                x = x.unflatten(-1, (-1, self.width))
-            elif x.shape[2] != (self.spec.shape.heads if axes(site)[-2] == "h" else self.spec.shape.kv_heads):
+                x = x.unflatten(-1, (heads, -1))
+            elif x.shape[2] != heads:
                 x = x.transpose(1, 2)
         self.seen[site] = x.clone()  # Falcon adds into what its MLP gave
 
@@ -108,6 +115,15 @@ class _Hooks:
             self._file(site, args[0] if args else kwargs["hidden_states"])
 
         return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def _router(self, module: nn.Module, step: Step) -> Any:
+        """Its logits, and the weights and the numbers of the experts of each token."""
+
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            for what, x in zip(("logits", "weights", "indices"), output, strict=True):
+                self._file(step.writes.replace("logits", what), x)
+
+        return module.register_forward_hook(hook)
 
     def _norm(self, module: Any, step: Step) -> Iterator[Any]:
         """Its input, its result, and its result with a weight that changes nothing."""
@@ -133,8 +149,10 @@ class _Hooks:
         kind = kwargs.get("layer_type", args[2] if len(args) > 2 else "full_attention")
         under = "rotary" if kind == "full_attention" else "rotary.local"
         for wave, table in zip(("cos", "sin"), output, strict=True):
-            pairs = bool((table[..., 0::2] == table[..., 1::2]).all())
-            self.seen[f"{under}.hook_{wave}"] = torch.cat((table[..., 0::2],) * 2, -1) if pairs else table
+            half = table.shape[-1] == self.width // 2
+            pairs = not half and bool((table[..., 0::2] == table[..., 1::2]).all())
+            once = table[..., 0::2] if pairs else table
+            self.seen[f"{under}.hook_{wave}"] = torch.cat((once, once), -1) if half or pairs else once
 
 
 def _common(names: list[str]) -> str:
@@ -167,6 +185,8 @@ def _attention(model: PreTrainedModel, spec: Spec, seen: Seen) -> Iterator[None]
         return z
 
     def listen(x: Tensor, *args: Any, **how: Any) -> Tensor:
+        if x.ndim != 4 or x.shape[-1] != x.shape[-2]:  # a router's; gpt-oss has a column more
+            return softmax(x, *args, **how)
         if "eager_attention_forward" not in vars(theirs):  # Falcon's attention is no function of its own
             at[0] = block(next(layers), "attn")
         pattern = softmax(x, *args, **how)
@@ -177,7 +197,7 @@ def _attention(model: PreTrainedModel, spec: Spec, seen: Seen) -> Iterator[None]
         def call(module: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Any:
             given(q, k, v)
             z, pattern = function(module, q, k, v, *args, **kwargs)
-            seen[f"{at[0]}.hook_z"] = z
+            seen[f"{at[0]}.hook_z"], seen[f"{at[0]}.hook_pattern"] = z, pattern
             return z, pattern
 
         return call

@@ -111,11 +111,5 @@ def _memory(tensor: Tensor) -> int:
 
 def sizes_of(shape: Shape, tokens: Tensor) -> dict[str, int]:
     """Sizes of the axes that are known before any tensor is seen."""
-    return {
-        "b": tokens.shape[0],
-        "p": tokens.shape[1],
-        "s": tokens.shape[1],
-        "h": shape.heads,
-        "k": shape.kv_heads,
-        "e": shape.head_width,
-    }
+    called = {"b": tokens.shape[0], "p": tokens.shape[1], "s": tokens.shape[1]}
+    return called | {axis: size for axis, size in shape.axes.items() if axis not in ("d", "v")}

@@ -11,6 +11,7 @@ import torch
 from twinlens.errors import UnknownArchitecture
 from twinlens.families import (
     cohere2,
+    deepseek_v3,
     falcon,
     gemma,
     gemma2,
@@ -19,14 +20,17 @@ from twinlens.families import (
     gpt2,
     gpt_bigcode,
     gpt_neox,
+    gpt_oss,
     granite,
     llama,
     mistral,
+    mixtral,
     olmo2,
     opt,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
     starcoder2,
 )
@@ -35,8 +39,9 @@ from twinlens.families.rows import with_kernel
 from twinlens.spec import Spec
 
 _FILES = (
-    cohere2, falcon, gemma, gemma2, gpt2, gpt_bigcode, gpt_neox, glm4, granite, llama, mistral, olmo2, opt, phi3,
-    qwen2, qwen3, smollm3, starcoder2,
+    cohere2, deepseek_v3, falcon, gemma, gemma2, gpt2, gpt_bigcode, gpt_neox, gpt_oss, glm4, granite, llama, mistral,
+    mixtral, olmo2, opt,
+    phi3, qwen2, qwen3, qwen3_moe, smollm3, starcoder2,
 )  # fmt: skip
 FAMILIES: dict[str, ModuleType] = {
     **{file.__name__.rpartition(".")[2]: file for file in _FILES},

@@ -12,16 +12,23 @@ from twinlens.ops import (
     Activate,
     Add,
     Branch,
+    Experts,
     Gate,
     Half,
+    LatentKey,
     Mix,
     Normalize,
     NormWeight,
     Part,
     Project,
     Rotate,
+    RouterLogits,
+    RouterWeights,
     Scores,
+    Select,
     Softmax,
+    Span,
+    WithShared,
 )
 from twinlens.spec import Shape, Step, Weight
 
@@ -41,10 +48,12 @@ class Norm:
         return cls(Normalize(eps=eps, kind="layer", out=torch.float32), weight, ("weight", "bias"))
 
     @classmethod
-    def wide(cls, eps: float, *, offset: float = 0.0, kind: str = "rms") -> Norm:
-        """The product with the weight in float32 as well."""
+    def wide(
+        cls, eps: float, *, offset: float = 0.0, kind: str = "rms", out: torch.dtype | None = None
+    ) -> Norm:  # fmt: skip
+        """The product with the weight in float32 as well; stored in `out`, else in the weight's dtype."""
         normalize = Normalize(eps=eps, kind=kind, out=torch.float32)
-        return cls(normalize, NormWeight(offset=offset, dtype=torch.float32))
+        return cls(normalize, NormWeight(offset=offset, dtype=torch.float32, out=out))
 
     def rows(self, site: str, reads: str, name: str) -> Iterator[Step]:
         """`site.hook_normalized` and `site.hook_out`."""
@@ -127,6 +136,7 @@ class Block:
     def rotary_attention(
         self, name: str, rotate: Rotate | None, scores: Scores, *, bias: bool = False, out_bias: bool | None = None,
         head_norm: Norm | None = None, tables: str = "rotary", reads: str = "ln1.hook_out",
+        softmax: Softmax | None = None,
     ) -> Iterator[Step]:  # fmt: skip
         """Separate products, norms of queries and keys where there are any, and the rotation, but where it is None."""
         yield from self.heads(name, bias=bias, reads=reads)
@@ -137,8 +147,34 @@ class Block:
         if rotate is not None:
             yield from self.rotate(rotate, q=q, k=k, tables=tables)
             q, k = "hook_rot_q", "hook_rot_k"
-        yield from self.attend(scores, q=q, k=k)
+        yield from self.attend(scores, q=q, k=k, softmax=softmax, sinks=f"{name}.sinks")
         yield self.output(f"{name}.o_proj", bias=bias if out_bias is None else out_bias)
+
+    def latent_attention(
+        self, name: str, rotate: Rotate, scores: Scores, norm: Norm, ranks: tuple[int | None, int], plain: int, *,
+        bias: bool = False,
+    ) -> Iterator[Step]:  # fmt: skip
+        """Queries from a latent of `ranks[0]` (None: from the stream), keys and values from one of `ranks[1]`.
+
+        What is rotated of a key is one for all heads and stands behind the latent; `plain` is the width of the rest.
+        """
+        heads, (of_q, of_kv) = Project(heads=self.shape.heads), ranks
+        if of_q is None:
+            yield self.product("attn.hook_q", "ln1.hook_out", f"{name}.q_proj", heads)
+        else:
+            yield self.product("attn.hook_q_latent", "ln1.hook_out", f"{name}.q_a_proj", Project(), bias=bias)
+            yield from self.norm("attn.q_latent_norm", "attn.hook_q_latent", norm, f"{name}.q_a_layernorm")
+            yield self.product("attn.hook_q", "attn.q_latent_norm.hook_out", f"{name}.q_b_proj", heads)
+        yield self.product("attn.hook_kv_latent", "ln1.hook_out", f"{name}.kv_a_proj_with_mqa", Project(), bias=bias)
+        yield Step(self.at("attn.hook_latent"), Span(0, of_kv), (self.at("attn.hook_kv_latent"),))
+        yield from self.norm("attn.kv_latent_norm", "attn.hook_latent", norm, f"{name}.kv_a_layernorm")
+        yield self.product("attn.hook_kv", "attn.kv_latent_norm.hook_out", f"{name}.kv_b_proj", heads)
+        key = (self.at("attn.hook_kv"), self.at("attn.hook_kv_latent"))
+        yield Step(self.at("attn.hook_k"), LatentKey(plain, of_kv), key)
+        yield Step(self.at("attn.hook_v"), Span(plain, plain + (self.shape.value_width or 0)), key[:1])
+        yield from self.rotate(rotate)
+        yield from self.attend(scores)
+        yield self.output(f"{name}.o_proj", bias=bias)
 
     def head_norms(self, norm: Norm, name: str) -> Iterator[Step]:
         """`attn.q_norm` and `attn.k_norm`, with the weights `name.q_norm` and `name.k_norm`."""
@@ -153,13 +189,15 @@ class Block:
 
     def attend(
         self, scores: Scores, *, softmax: Softmax | None = None, mix: Mix | None = None,
-        q: str = "hook_rot_q", k: str = "hook_rot_k",
+        q: str = "hook_rot_q", k: str = "hook_rot_k", sinks: str = "",
     ) -> Iterator[Step]:  # fmt: skip
-        """From queries, keys and values to `hook_z`."""
+        """From queries, keys and values to `hook_z`; `sinks` is the name of their weight, where there are any."""
+        softmax = softmax or Softmax()
+        beside = (("S", Weight(f"{self.name}.{sinks}")),) if softmax.sinks else ()
         at = self.at("attn")
         reads = (f"{at}.{q}", f"{at}.{k}", "mask", "slots")
         yield Step(f"{at}.hook_attn_scores", scores, reads)
-        yield Step(f"{at}.hook_pattern", softmax or Softmax(), (f"{at}.hook_attn_scores",))
+        yield Step(f"{at}.hook_pattern", softmax, (f"{at}.hook_attn_scores",), beside)
         yield Step(f"{at}.hook_z", mix or Mix(), (f"{at}.hook_pattern", f"{at}.hook_v"))
 
     def output(self, name: str, op: Project | None = None, *, bias: bool = False, transposed: bool = False) -> Step:
@@ -170,19 +208,20 @@ class Block:
     # --- MLP ------------------------------------------------------------------------------------
 
     def gated_mlp(
-        self, name: str, act: str, *, bias: bool = False, fused: str | None = None, reads: str = "ln2.hook_out"
-    ) -> Iterator[Step]:
+        self, name: str, act: str, *, bias: bool = False, fused: str | None = None, reads: str = "ln2.hook_out",
+        under: str = "mlp",
+    ) -> Iterator[Step]:  # fmt: skip
         """down(act(gate(x)) · up(x)), by `name.gate_proj`, `up_proj` and `down_proj`; or gate and up by one product."""
         if fused is None:
-            yield self.product("mlp.hook_pre", reads, f"{name}.gate_proj", Project(), bias=bias)
-            yield self.product("mlp.hook_pre_linear", reads, f"{name}.up_proj", Project(), bias=bias)
+            yield self.product(f"{under}.hook_pre", reads, f"{name}.gate_proj", Project(), bias=bias)
+            yield self.product(f"{under}.hook_pre_linear", reads, f"{name}.up_proj", Project(), bias=bias)
         else:
             yield self.product("mlp.hook_gate_up", reads, f"{name}.{fused}", Project(), bias=bias)
             for which, site in (("gate", "mlp.hook_pre"), ("up", "mlp.hook_pre_linear")):
                 yield Step(self.at(site), Half(which), (self.at("mlp.hook_gate_up"),))
-        both = (self.at("mlp.hook_pre"), self.at("mlp.hook_pre_linear"))
-        yield Step(self.at("mlp.hook_post"), Gate(act, formula="kernel"), both)
-        yield self.product("mlp.hook_out", "mlp.hook_post", f"{name}.down_proj", Project(), bias=bias)
+        both = (self.at(f"{under}.hook_pre"), self.at(f"{under}.hook_pre_linear"))
+        yield Step(self.at(f"{under}.hook_post"), Gate(act, formula="kernel"), both)
+        yield self.product(f"{under}.hook_out", f"{under}.hook_post", f"{name}.down_proj", Project(), bias=bias)
 
     def mlp(
         self, into: str, out: str, act: Activate, op: Project | None = None, *, bias: bool = True,
@@ -193,6 +232,36 @@ class Block:
         yield self.product("mlp.hook_pre", reads, into, op, bias=bias, transposed=transposed)
         yield Step(self.at("mlp.hook_post"), act, (self.at("mlp.hook_pre"),))
         yield self.product("mlp.hook_out", "mlp.hook_post", out, op, bias=bias, transposed=transposed)
+
+    def router(
+        self, name: str, select: Select, weigh: RouterWeights, op: RouterLogits | None = None, *,
+        bias: bool = False, correction: str | None = None, reads: str = "ln2.hook_out",
+    ) -> Iterator[Step]:  # fmt: skip
+        """`mlp.router`: a logit for each expert, the experts of a token, and their weights."""
+        at = self.at("mlp.router")
+        weights = [("W", Weight(f"{self.name}.{name}.weight"))]
+        weights += [("b", Weight(f"{self.name}.{name}.bias"))] if bias else []
+        yield Step(f"{at}.hook_logits", op or RouterLogits(), (self.at(reads),), tuple(weights))
+        beside = () if correction is None else (("b", Weight(f"{self.name}.{name}.{correction}")),)
+        yield Step(f"{at}.hook_indices", select, (f"{at}.hook_logits",), beside)
+        yield Step(f"{at}.hook_weights", weigh, (f"{at}.hook_logits", f"{at}.hook_indices"))
+
+    def experts(
+        self, name: str, op: Experts, *, bias: bool = False, transposed: bool = False, writes: str = "mlp.hook_out",
+        reads: str = "ln2.hook_out",
+    ) -> Step:  # fmt: skip
+        """What the chosen experts give, by `name.gate_up_proj` and `name.down_proj`, a matrix for each expert."""
+        under = f"{self.name}.{name}"
+        weights = [("U", Weight(f"{under}.gate_up_proj", transposed)), ("V", Weight(f"{under}.down_proj", transposed))]
+        if bias:
+            weights += [("a", Weight(f"{under}.gate_up_proj_bias")), ("c", Weight(f"{under}.down_proj_bias"))]
+        router = self.at("mlp.router")
+        reads_all = (self.at(reads), f"{router}.hook_indices", f"{router}.hook_weights")
+        return Step(self.at(writes), op, reads_all, tuple(weights))
+
+    def with_shared(self) -> Step:
+        """`mlp.hook_out`, of the experts that were chosen and of those that all tokens share."""
+        return Step(self.at("mlp.hook_out"), WithShared(), (self.at("mlp.experts.hook_out"), self.at("mlp.shared.hook_out")))
 
     # --- the residual stream --------------------------------------------------------------------
 

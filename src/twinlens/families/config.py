@@ -30,7 +30,6 @@ IRRELEVANT: dict[str, str] = {
             "initializer_cutoff_factor",
             "_attn_implementation",
             "attn_implementation",
-            "_experts_implementation",
             "use_cache",
             "cache_implementation",
             "pretraining_tp",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,12 +27,12 @@ class _Kind:
 
 def _yarn_factor(said: Mapping[str, Any], factor: float, original: float) -> float:
     """Peng et al. 2023, equation 22; DeepSeek's `mscale` and `mscale_all_dim` make it a quotient."""
-
-    def size(mscale: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
-
     mscale, everywhere = said.get("mscale"), said.get("mscale_all_dim")
-    return size(mscale) / size(everywhere) if mscale and everywhere else size(1.0)
+    return _size(factor, mscale) / _size(factor, everywhere) if mscale and everywhere else _size(factor, 1.0)
+
+
+def _size(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 def _longrope_factor(said: Mapping[str, Any], factor: float, original: float) -> float:
@@ -61,19 +62,16 @@ _SHARED = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "attentio
 
 def rotary(
     c: Config, width: int, out: torch.dtype, *, theta: float = 10000.0, partial: float = 1.0,
-    layers: str | None = None, key: str = "rope_theta",
+    layers: str | None = None, key: str = "rope_theta", default: Mapping[str, Any] = MappingProxyType({}),
 ) -> RotaryTable:  # fmt: skip
     """The rotary table of a config.
 
     `width` is a head's, of which `partial` is rotated where the config does not say how much. In the new spelling all
     stands in `rope_parameters`, or in its part for a kind of `layers` where each kind has its own; in the old one the
-    base is `key`, and `rope_scaling` is that of `rope_theta`.
+    base is `key`, and `rope_scaling` is that of `rope_theta`. `default` is the class's, where the config has neither.
     Raises ConfigError for a scaling, or a number of one, that is not declared.
     """
-    new, old = c.get("rope_parameters", default={}), c.get("rope_scaling", default={})
-    if layers is not None:
-        new = new.get(layers, {})
-    said = {k: v for k, v in {**(old if key == "rope_theta" else {}), **new}.items() if v is not None}
+    said = _said(c, layers, key) or dict(default)
     name = said.get("rope_type", said.get("type", "default"))
     kind = _SCALING.get(name)
     if kind is None or set(said) - {*_SHARED, *kind.needs, *kind.may}:
@@ -90,6 +88,20 @@ def rotary(
     share = said.get("partial_rotary_factor", c.get("partial_rotary_factor", "rotary_pct", default=partial))
     table = RotaryTable(width=int(width * share), out=out, base=float(base))
     return table if name == "default" else _scaled(c, table, kind, name, said)
+
+
+def yarn_size(c: Config) -> float:
+    """By which DeepSeek multiplies queries and keys where the context is stretched: `mscale_all_dim` of equation 22."""
+    said = _said(c, None, "rope_theta")
+    scaled = said.get("rope_type", said.get("type", "default")) != "default"
+    return _size(float(said["factor"]), said["mscale_all_dim"]) if scaled and said.get("mscale_all_dim") else 1.0
+
+
+def _said(c: Config, layers: str | None, key: str) -> dict[str, Any]:
+    new, old = c.get("rope_parameters", default={}), c.get("rope_scaling", default={})
+    if layers is not None:
+        new = new.get(layers, {})
+    return {k: v for k, v in {**(old if key == "rope_theta" else {}), **new}.items() if v is not None}
 
 
 def _scaled(c: Config, table: RotaryTable, kind: _Kind, name: str, said: dict[str, Any]) -> RotaryTable:

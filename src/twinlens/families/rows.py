@@ -11,10 +11,12 @@ from twinlens.ops import Embed, Mix, PositionEmbed, RotaryTable, Unembed
 from twinlens.spec import Shape, Step, Weight
 
 
-def llama_shape(c: Config, head_width: int | None = None, kv_heads: int | None = None) -> Shape:
+def llama_shape(
+    c: Config, head_width: int | None = None, kv_heads: int | None = None, experts: int | None = None
+) -> Shape:
     """Sizes that the weights fix, under the names that most configs use.
 
-    `head_width` and `kv_heads` are those of a family's class where the config says nothing.
+    `head_width`, `kv_heads` and `experts` are those of a family's class where the config says nothing.
     """
     heads, width = c.get("num_attention_heads"), c.get("hidden_size")
     c.ignore("rotary positions have no table", "max_position_embeddings")
@@ -26,6 +28,7 @@ def llama_shape(c: Config, head_width: int | None = None, kv_heads: int | None =
         head_width=c.get("head_dim", default=head_width or width // heads),
         vocabulary=c.get("vocab_size"),
         mlp_width=c.get("intermediate_size", default=None),
+        experts=experts and c.get("num_local_experts", "num_experts", "n_routed_experts", default=experts),
     )
 
 
@@ -125,6 +128,21 @@ def activation(c: Config, *keys: str, default: str) -> tuple[str, str]:
             f"add it to twinlens/ops/mlp.py"
         )
     return ACTIVATION_NAMES[name], "plain" if name == "gelu_new" else "kernel"
+
+
+EXPERT_KERNELS = {"eager": "loop", "grouped_mm": "grouped", "batched_mm": "rows"}
+"""What transformers calls the ways to run experts."""
+
+
+def expert_kernel(c: Config) -> str:
+    """The way in which a model says that it runs its experts; where it does not, that of transformers.
+
+    Raises ConfigError for one that has no counterpart here.
+    """
+    name = c.get("_experts_implementation", default="grouped_mm")
+    if name not in EXPERT_KERNELS:
+        raise ConfigError(f"the model runs its experts by {name!r}; known are {', '.join(EXPERT_KERNELS)}: choose one")
+    return EXPERT_KERNELS[name]
 
 
 def with_kernel(steps: Iterator[Step], kernel: str) -> Iterator[Step]:

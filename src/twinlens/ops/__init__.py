@@ -3,9 +3,10 @@
 from twinlens.ops.attention import Mix, Scores, Softmax
 from twinlens.ops.base import REGISTRY, Op
 from twinlens.ops.embed import Add, Branch, Embed, PositionEmbed
+from twinlens.ops.experts import Experts, RouterLogits, RouterWeights, Select, WithShared
 from twinlens.ops.mlp import Activate, Gate
 from twinlens.ops.norm import Normalize, NormWeight
-from twinlens.ops.project import Half, Part, Project, Unembed
+from twinlens.ops.project import Half, LatentKey, Part, Project, Span, Unembed
 from twinlens.ops.rotary import RotaryTable, Rotate
 
 __all__ = [
@@ -14,8 +15,10 @@ __all__ = [
     "Add",
     "Branch",
     "Embed",
+    "Experts",
     "Gate",
     "Half",
+    "LatentKey",
     "Mix",
     "NormWeight",
     "Normalize",
@@ -25,7 +28,12 @@ __all__ = [
     "Project",
     "RotaryTable",
     "Rotate",
+    "RouterLogits",
+    "RouterWeights",
     "Scores",
+    "Select",
     "Softmax",
+    "Span",
     "Unembed",
+    "WithShared",
 ]

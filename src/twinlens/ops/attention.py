@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from twinlens.fields import FACTOR, choice, integer, number, order, precision
+from twinlens.fields import FACTOR, choice, integer, number, order, precision, size
 from twinlens.ops.base import Op
 from twinlens.ops.project import soft_cap, summed
 from twinlens.shapes import Bool, Float, Int
@@ -95,19 +95,27 @@ class Scores(Op):
 class Softmax(Op):
     """The pattern: softmax over keys.
 
-    Computed in `dtype` (None: as the scores come in), stored as they come in.
+    Computed in `dtype` (None: as the scores come in), stored as they come in. `sinks`: each head has one more key,
+    whose score is a weight and whose value is nothing (gpt-oss). The largest score is subtracted inside, or before.
     """
 
+    weight_axes: ClassVar[Mapping[str, str]] = {"S": "h"}
+
     dtype: torch.dtype | None = precision(torch.float32, None, torch.bfloat16, parameter="attn.softmax_dtype")
+    sinks: bool = size(False)
+    largest: str = order("inside", "before")
 
-    def __call__(self, s: Float[Tensor, "b h p s"]) -> Float[Tensor, "b h p s"]:
-        return F.softmax(s, dim=-1, dtype=self.dtype).to(s.dtype)
+    def __call__(self, s: Float[Tensor, "b h p s"], S: Float[Tensor, " h"] | None = None) -> Float[Tensor, "b h p s"]:
+        x = s if S is None else torch.cat((s, S.view(1, -1, 1, 1).expand(len(s), -1, s.shape[2], -1)), dim=-1)
+        if self.largest == "before":
+            x = x - x.max(dim=-1, keepdim=True).values
+        return F.softmax(x, dim=-1, dtype=self.dtype)[..., : s.shape[-1]].to(s.dtype)
 
-    def magnitude(self, s: Tensor) -> Tensor:
+    def magnitude(self, s: Tensor, S: Tensor | None = None) -> Tensor:
         # exp of a score that is off by u |s| is off by u |s| of itself, in the term and in the sum
         seen = s > UNREACHED
         largest = s.abs().masked_fill(~seen, 0.0).amax(-1, keepdim=True)
-        return self(s) * (2.0 + s.abs().masked_fill(~seen, 0.0) + largest)
+        return self(s, S) * (2.0 + s.abs().masked_fill(~seen, 0.0) + largest)
 
 
 @dataclass(frozen=True)
@@ -139,8 +147,10 @@ class Mix(Op):
         return self._sdpa if self.kernel == "sdpa" else None
 
     def fuses(self, ops: tuple[Op, ...]) -> bool:
-        """torch's sdpa has no soft cap, and no number of ours for what is masked."""
-        return isinstance(ops[0], Scores) and ops[0].softcap is None and ops[0].masked is None
+        """torch's sdpa has no soft cap, no sinks, and no number of ours for what is masked."""
+        scores, softmax = ops
+        plain = isinstance(scores, Scores) and scores.softcap is None and scores.masked is None
+        return plain and isinstance(softmax, Softmax) and not softmax.sinks
 
     def _sdpa(self, ops: tuple[Op, ...], q: Tensor, k: Tensor, mask: Tensor, slots: Tensor, v: Tensor) -> Tensor:
         scores = ops[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -24,13 +24,19 @@ class Op:
     `removable` is the parameter under which leaving the step out is reported; such a step maps its
     first read to a tensor of the same shape. `absorbs` names the operations before this one that
     its `fused` kernel computes as well: their sites are then hidden. `cuts` says that it takes a part of what it
-    reads, as a view.
+    reads, as a view; `chooses` that it writes places, not values, which are compared by what stands there (`compared`).
+    `weight_axes` are those of weights that are no matrix [out, in] and no bias, by the axes of sites; `o` and `i` are
+    fixed by the weights alone. `kept` are weights that stay in the precision in which they are stored, whatever the
+    model's.
     """
 
     by_row: ClassVar[tuple[bool, ...]] = (True,)
     removable: ClassVar[str | None] = None
     absorbs: ClassVar[tuple[str, ...]] = ()
     cuts: ClassVar[bool] = False
+    chooses: ClassVar[bool] = False
+    weight_axes: ClassVar[Mapping[str, str]] = {}
+    kept: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
         REGISTRY[cls.__name__] = cls
@@ -46,6 +52,10 @@ class Op:
         of the result, is that of a step of a few multiplications.
         """
         return self(*reads, **weights).abs()
+
+    def compared(self, value: Tensor, *reads: Any, **weights: Any) -> Tensor:
+        """What tells how far a written value is from another: of a choice, what was chosen, whatever its order."""
+        return value
 
     def thresholds(self) -> tuple[float, ...]:
         """Positions beyond which it computes otherwise: a prompt that ends before does not tell of it."""

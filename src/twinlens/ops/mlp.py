@@ -34,21 +34,21 @@ ACTIVATIONS = {
     "none": lambda x: x,
 }
 KERNELS = ACTIVATIONS | {"gelu_tanh": _gelu_tanh_kernel}
-_NAMES = tuple(ACTIVATIONS)
+ACTIVATION_NAMES = tuple(ACTIVATIONS)
 
 
 @dataclass(frozen=True)
 class Activate(Op):
     """act(x). `formula="kernel"` uses torch's own kernel where it has one."""
 
-    act: str = choice(*_NAMES, parameter="mlp.act")
+    act: str = choice(*ACTIVATION_NAMES, parameter="mlp.act")
     formula: str = order("plain", "kernel")
 
     def __call__(self, x: Float[Tensor, "b p m"]) -> Float[Tensor, "b p m"]:
-        return _act(self, x)
+        return activated(self.act, self.formula, x)
 
     def magnitude(self, x: Tensor) -> Tensor:
-        return _size(self, x)
+        return act_size(self.act, x)
 
 
 @dataclass(frozen=True)
@@ -57,22 +57,24 @@ class Gate(Op):
 
     by_row: ClassVar[tuple[bool, ...]] = (True, True)
 
-    act: str = choice(*_NAMES, parameter="mlp.act")
+    act: str = choice(*ACTIVATION_NAMES, parameter="mlp.act")
     roles: str = choice("gate", "up", parameter="mlp.gate_order", enters="mlp.hook_pre")
     formula: str = order("plain", "kernel")
 
     def __call__(self, gate: Float[Tensor, "b p m"], up: Float[Tensor, "b p m"]) -> Float[Tensor, "b p m"]:
-        return _act(self, gate) * up if self.roles == "gate" else gate * _act(self, up)
+        active, other = (gate, up) if self.roles == "gate" else (up, gate)
+        return activated(self.act, self.formula, active) * other
 
     def magnitude(self, gate: Tensor, up: Tensor) -> Tensor:
         active, other = (gate, up) if self.roles == "gate" else (up, gate)
-        return 2 * _size(self, active) * other.abs()
+        return 2 * act_size(self.act, active) * other.abs()
 
 
-def _act(op: Activate | Gate, x: Tensor) -> Tensor:
-    return (ACTIVATIONS if op.formula == "plain" else KERNELS)[op.act](x)
+def activated(name: str, formula: str, x: Tensor) -> Tensor:
+    """An activation by its plain formula or by torch's kernel."""
+    return (ACTIVATIONS if formula == "plain" else KERNELS)[name](x)
 
 
-def _size(op: Activate | Gate, x: Tensor) -> Tensor:
+def act_size(name: str, x: Tensor) -> Tensor:
     """1 + erf(x) cancels for negative x: an error relative to x; a square has its own size."""
-    return torch.maximum(x.abs(), _act(op, x).abs())
+    return torch.maximum(x.abs(), activated(name, "plain", x).abs())

@@ -79,7 +79,7 @@ class NormWeight(Op):
     """(offset + w) · x + b. Gemma stores w about 0 and uses 1 + w (`offset` 1).
 
     `dtype` is that of the product (None: as it comes in), `sum_dtype` that of offset + w (None: the
-    product's); the result has the dtype of the weight.
+    product's); the result has the dtype of the weight, or `out`.
     `kernel="fused"` is torch's own norm, which hides the normalised tensor.
     """
 
@@ -89,6 +89,7 @@ class NormWeight(Op):
     offset: float = number(0.0, parameter="norm.offset", signed=True, within=(-16.0, 16.0), natural=(0.0, 1.0))
     dtype: torch.dtype | None = precision(None, torch.float32, parameter="norm.dtype")
     sum_dtype: torch.dtype | None = precision(None, torch.bfloat16, parameter="norm.dtype")
+    out: torch.dtype | None = size(None)
     flat: bool = size(False)
     """A weight for all heads together, where heads come in (OLMo 2), not one that all of them share."""
     kernel: str = order("plain", "fused")
@@ -104,7 +105,7 @@ class NormWeight(Op):
         if not (isinstance(self.offset, float) and self.offset == 0.0):
             weight = cast(self.offset + cast(weight, self.sum_dtype), self.dtype)
         y = cast(x, self.dtype) * weight
-        return (y if b is None else y + cast(b, self.dtype)).to(w.dtype)
+        return (y if b is None else y + cast(b, self.dtype)).to(w.dtype if self.out is None else self.out)
 
     def magnitude(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         w, b = self._as_read(x, w), None if b is None else self._as_read(x, b)

@@ -88,6 +88,35 @@ class Part(Op):
 
 
 @dataclass(frozen=True)
+class Span(Op):
+    """The entries of a row from `start` up to `stop`."""
+
+    cuts: ClassVar[bool] = True
+
+    start: int = size()
+    stop: int = size()
+
+    def __call__(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
+        return x[..., self.start : self.stop]
+
+
+@dataclass(frozen=True)
+class LatentKey(Op):
+    """A key of latent attention: a head's own `plain` entries, and what stands in the latent from `start` on, which is
+    one for all heads (DeepSeek-V2, report, section 2.1.3).
+    """
+
+    by_row: ClassVar[tuple[bool, ...]] = (True, True)
+
+    plain: int = size()
+    start: int = size()
+
+    def __call__(self, own: Float[Tensor, "b p k y"], latent: Float[Tensor, "b p n"]) -> Float[Tensor, "b p k e"]:
+        shared = latent[..., self.start :].unsqueeze(2).expand(-1, -1, own.shape[2], -1)
+        return torch.cat((own[..., : self.plain], shared), dim=-1)
+
+
+@dataclass(frozen=True)
 class Half(Op):
     """The gate or the other half of a fused product of a gated MLP: one after the other, or entry by entry."""
 

@@ -120,7 +120,8 @@ class RotaryTable(Op):
 class Rotate(Op):
     """x · cos + rotated(x) · sin on the first `width` entries of a head; the rest passes.
 
-    `half` pairs entry i with i + width/2, `interleaved` 2i with 2i + 1 (GPT-J). Computed in `dtype` (None: as queries
+    `half` pairs entry i with i + width/2, `interleaved` 2i with 2i + 1 (GPT-J), and `interleaved_to_half` writes what
+    this gives as `half` would (DeepSeek). `at_end`: on the last entries, not the first ones. Computed in `dtype` (None: as queries
     and tables come in), stored as queries come in.
     """
 
@@ -128,8 +129,9 @@ class Rotate(Op):
     by_row: ClassVar[tuple[bool, ...]] = (True, True, True)
 
     width: int = integer(parameter="rotary.dim", tied=True, multiple=2)
-    layout: str = choice("half", "interleaved", parameter="rotary.layout", tied=True)
+    layout: str = choice("half", "interleaved", "interleaved_to_half", parameter="rotary.layout", tied=True)
     dtype: torch.dtype | None = precision(None, torch.float32, parameter="rotary.dtype", tied=True)
+    at_end: bool = size(False)
 
     def __call__(
         self, x: Float[Tensor, "b p h e"], cos: Float[Tensor, "b p r"], sin: Float[Tensor, "b p r"]
@@ -137,10 +139,24 @@ class Rotate(Op):
         return self._turned(cast(x, self.dtype), cos, sin).to(x.dtype)
 
     def _turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        turn, rest = x[..., : self.width], x[..., self.width :]
+        turn, rest = self._cut(x)
         cos, sin = (self._spread(t, self.width).unsqueeze(2) for t in (cos, sin))
-        turned = (turn * cos) + (self._rotated(turn) * sin)
-        return turned if rest.shape[-1] == 0 else torch.cat((turned, rest), dim=-1)
+        return self._joined((turn * cos) + (self._rotated(turn) * sin), rest)
+
+    def _cut(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What is turned, its pairs as they are written, and the rest."""
+        if self.at_end:
+            rest, turn = x[..., : x.shape[-1] - self.width], x[..., x.shape[-1] - self.width :]
+        else:
+            turn, rest = x[..., : self.width], x[..., self.width :]
+        if self.layout == "interleaved_to_half":
+            turn = torch.cat((turn[..., 0::2], turn[..., 1::2]), dim=-1)
+        return turn, rest
+
+    def _joined(self, turned: Tensor, rest: Tensor) -> Tensor:
+        if rest.shape[-1] == 0:
+            return turned
+        return torch.cat((rest, turned) if self.at_end else (turned, rest), dim=-1)
 
     def _spread(self, table: Tensor, width: int) -> Tensor:
         """The table, half as wide or as wide as the rotation, laid out as the pairs are."""
@@ -154,7 +170,6 @@ class Rotate(Op):
         return torch.cat((-second, first), dim=-1)
 
     def magnitude(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        turn = x[..., : self.width]
+        turn, rest = self._cut(x)
         cos, sin = (self._spread(t, self.width).unsqueeze(2) for t in (cos, sin))
-        size = (turn * cos).abs() + (self._rotated(turn) * sin).abs()
-        return torch.cat((size, torch.zeros_like(x[..., self.width :])), dim=-1)
+        return self._joined((turn * cos).abs() + (self._rotated(turn) * sin).abs(), torch.zeros_like(rest))

@@ -76,8 +76,7 @@ def check_shapes(common: Iterable[str], a: Mapping[str, Tensor], b: Mapping[str,
 
 def check_sizes(spec: Spec, common: Iterable[str], a: Mapping[str, Tensor]) -> None:
     """Raises ComparisonError where a tensor is of another size than the declared model's."""
-    shape = spec.shape
-    known = {"d": shape.d_model, "h": shape.heads, "k": shape.kv_heads, "e": shape.head_width, "v": shape.vocabulary}
+    known = spec.shape.axes
     for site in common:
         for axis, size in zip(axes(site), a[site].shape, strict=True):
             if known.get(axis, size) != size:
