@@ -267,6 +267,7 @@ class Aligner:
     def _anchor(self, name: str, held: Iterable[Held]) -> Anchor:
         tensor = self.own.found[name]
         leaves = [root(self.graph, c) for h in held for c in (h.use.constant, h.use.bias) if c is not None]
+        leaves += [self.graph.nodes[self.own.wholes[name]]] if name in self.own.wholes else []
         made_of = tuple(dict.fromkeys(leaf.owner for leaf in leaves if leaf.owner is not None))
         same = [
             leaf.owner for leaf in leaves

@@ -130,7 +130,7 @@ class Lookahead:
         foreign = self._foreign(step)
         found, alike = 0, "tokens" not in self._upstream[step.writes]
         for sizes in held_shapes(names.axes(step.writes), shape, alike=alike):
-            for node in self.a.search.nodes(prod(sizes), of, before):
+            for node in self.a.search.nodes(prod(sizes), of, before, whole=step.op.chooses):
                 if self.a.search.above[node] & foreign:
                     continue
                 for guess in self._held(step.writes, node, sizes):

@@ -11,6 +11,7 @@ from twinlens.capture.anchors import Anchors, Held
 from twinlens.capture.graph import LEAF, Graph
 from twinlens.capture.matching import role
 from twinlens.capture.uses import Use, added, root
+from twinlens.capture.wholes import wholes
 from twinlens.spec import Spec, Step, Weight, Weights
 
 _BLOCK = 4096
@@ -28,7 +29,8 @@ class OwnWeights:
 
     def __init__(self, graph: Graph, spec: Spec, weights: Weights, anchors: Anchors) -> None:
         self.graph, self.spec, self._reference, self.anchors = graph, spec, weights, anchors
-        self.found: dict[str, Tensor] = {}
+        self.wholes = wholes(graph, spec, weights)
+        self.found: dict[str, Tensor] = {name: graph[leaf] for name, leaf in self.wholes.items()}
         for step in spec.steps:
             for argument, weight in step.weights:
                 if weight.name not in self.found:
@@ -41,6 +43,8 @@ class OwnWeights:
         return self.found[name] if name in self.found else self._reference(name)
 
     def _own(self, step: Step, argument: str, weight: Weight) -> Tensor | None:
+        if argument in step.op.weight_axes:
+            return None
         held = self.anchors.of(step)
         reference = weight.view(self._reference(weight.name))
         if not held or not covers(held, len(reference) if role(step) != "norm" else 1):

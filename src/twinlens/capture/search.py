@@ -38,14 +38,15 @@ class Search:
     def __init__(self, graph: Graph, sizes: Mapping[str, int]) -> None:
         self.graph, self.sizes = graph, sizes
         self.above = _ancestors(graph)
-        self.twins: dict[int, set[int]] = {}
-        """Nodes that hold the same site again: a norm done once for q, once for k, once for v."""
+        self.twins: dict[int, set[int]] = _chosen(graph)
+        """Nodes that hold the same site again: a norm done once for q, once for k, once for v; or that are told by the
+        same choice: the largest scores, and where they stand."""
         self._norms: dict[int, float] = {}
-        self._by_size: dict[int, list[int]] = {}
+        self._by_size: dict[tuple[int, bool], list[int]] = {}
         for node in graph.nodes:
             value = node.value
-            if node.index in graph.live and value is not None and value.is_floating_point() and not value.is_complex():
-                self._by_size.setdefault(value.numel(), []).append(node.index)
+            if node.index in graph.live and value is not None and not value.is_complex() and value.dtype != torch.bool:
+                self._by_size.setdefault((value.numel(), not value.is_floating_point()), []).append(node.index)
 
     def descends(self, node: int, of: Iterable[int]) -> bool:
         """Whether a node is, or descends from, each of these."""
@@ -58,15 +59,17 @@ class Search:
         """Those that descend from the tokens: a table may be cut from its buffer anew for each use."""
         return (node for node in nodes if self.graph.nodes[node].tokens)
 
-    def nodes(self, count: int, of: Iterable[int], before: Iterable[int] = ()) -> Iterator[int]:
-        """Nodes of `count` entries that descend from `of`, and from which each of `before` descends."""
+    def nodes(
+        self, count: int, of: Iterable[int], before: Iterable[int] = (), *, whole: bool = False
+    ) -> Iterator[int]:
+        """Nodes of `count` entries, `whole` numbers or not, that descend from `of`, and each of `before` from them."""
         above, needed, groups = tuple(before), 0, list[int]()
         for i in of:
             if i in self.twins:
                 groups.append(1 << i | sum(1 << t for t in self.twins[i] if t != i))
             else:
                 needed |= 1 << i
-        for node in self._by_size.get(count, ()):
+        for node in self._by_size.get((count, whole), ()):
             bits = self.above[node]
             if (
                 bits & needed == needed
@@ -110,7 +113,7 @@ class Search:
 
     def _sized(self, form: Wanted, of: tuple[int, ...]) -> Iterator[int]:
         count = form.value.numel()
-        yield from self.nodes(count, of)
+        yield from self.nodes(count, of, whole=not form.value.is_floating_point())
         if "k" in form.axes:
             for copies in range(2, 1 + self.sizes["h"] // self.sizes["k"]):
                 yield from self.nodes(count * copies, of)
@@ -136,6 +139,17 @@ class Search:
         if node not in self._norms:
             self._norms[node] = math.sqrt(float(self.graph[node].float().square().sum()))
         return self._norms[node]
+
+
+CHOICES = frozenset(("topk", "sort", "max", "min"))
+
+
+def _chosen(graph: Graph) -> dict[int, set[int]]:
+    pairs = [
+        {node.index, node.index - 1} for node in graph.nodes
+        if node.function in CHOICES and node.slot == 1 and graph.nodes[node.index - 1].inputs == node.inputs
+    ]  # fmt: skip
+    return {i: pair for pair in pairs for i in pair}
 
 
 def _ancestors(graph: Graph) -> list[int]:
