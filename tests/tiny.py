@@ -251,7 +251,11 @@ def _fill(model: PreTrainedModel, name: str, noise: Tensor, embedding: float) ->
         return embedding * noise / noise.shape[1] ** 0.5
     if ".experts" in owner + "." + kind or kind == "sinks":
         return _expert(module, kind, noise)
-    fan_in = noise.shape[1] if isinstance(module, nn.Linear) or kind == "weight" and owner.endswith(("gate", "router")) else noise.shape[0]  # Conv1D: in × out
+    fan_in = (
+        noise.shape[1]
+        if isinstance(module, nn.Linear) or kind == "weight" and owner.endswith(("gate", "router"))
+        else noise.shape[0]
+    )  # Conv1D: in × out
     return _gain(name) * noise / fan_in**0.5
 
 

@@ -92,9 +92,11 @@ def integer(
     tied: bool = False,
     multiple: int = 1,
     shown_by: str = "",
+    enters: str | None = None,
 ) -> Any:
     """A count or an offset: no derivative."""
-    return _field(Kind("integer", parameter, off=off, tied=tied, multiple=multiple, shown_by=shown_by), default)
+    kind = Kind("integer", parameter, off=off, tied=tied, multiple=multiple, shown_by=shown_by, enters=enters)
+    return _field(kind, default)
 
 
 def choice(
@@ -110,9 +112,12 @@ def order(default: Any, *others: Any) -> Any:
     return _field(Kind("order", "order", alternatives=(default, *others)), default)
 
 
-def precision(default: torch.dtype | None, *others: torch.dtype | None, parameter: str, tied: bool = False) -> Any:
+def precision(
+    default: torch.dtype | None, *others: torch.dtype | None, parameter: str, tied: bool = False,
+    enters: str | None = None,
+) -> Any:  # fmt: skip
     """The dtype of a computation; None is that of what comes in."""
-    return _field(Kind("dtype", parameter, alternatives=(default, *others), tied=tied), default)
+    return _field(Kind("dtype", parameter, alternatives=(default, *others), tied=tied, enters=enters), default)
 
 
 def size(default: Any = MISSING) -> Any:

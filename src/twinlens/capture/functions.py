@@ -12,6 +12,9 @@ FACTORIES = frozenset(
 ) | {"new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"}
 """Functions whose result has a shape or a dtype of what they are given, and nothing of its values."""
 
+UNWRITTEN = frozenset(("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"))
+"""Functions that give memory as it was left: by the same code on the same tokens, perhaps, and so what is to come."""
+
 _SILENT = frozenset(("__set__", "requires_grad_", "is_floating_point", "size", "dim", "__len__", "is_complex"))
 """Functions that make no tensor."""
 

@@ -59,9 +59,7 @@ class Search:
         """Those that descend from the tokens: a table may be cut from its buffer anew for each use."""
         return (node for node in nodes if self.graph.nodes[node].tokens)
 
-    def nodes(
-        self, count: int, of: Iterable[int], before: Iterable[int] = (), *, whole: bool = False
-    ) -> Iterator[int]:
+    def nodes(self, count: int, of: Iterable[int], before: Iterable[int] = (), *, whole: bool = False) -> Iterator[int]:
         """Nodes of `count` entries, `whole` numbers or not, that descend from `of`, and each of `before` from them."""
         above, needed, groups = tuple(before), 0, list[int]()
         for i in of:

@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from twinlens.capture.calling import Call, invoke
-from twinlens.capture.functions import Function, function, function_of_c
+from twinlens.capture.functions import UNWRITTEN, Function, function, function_of_c
 from twinlens.capture.graph import ALIAS, LEAF, Graph, Node
 from twinlens.capture.memory import exchanged, form, memory_of, overlap, signature, tensors, written_by
 from twinlens.capture.patched import asked
 from twinlens.errors import CaptureError
+
+_NOTHING = -0.1234567
+"""Stands in memory that nobody has written yet: no site's value, so that none is seen before it is there."""
 
 Replacement = Callable[[Mapping[int, Tensor]], Tensor]
 
@@ -116,6 +119,8 @@ class Tracer(TorchFunctionMode):
 
     def _made(self, what: Function, inputs: tuple[int, ...], out: Any) -> Any:
         """A call's result, as nodes; a tensor that the function was given is none."""
+        if what.name in UNWRITTEN and isinstance(out, Tensor) and out.is_floating_point():
+            out.fill_(_NOTHING)
         inputs = () if what.factory else inputs
         if isinstance(out, Tensor):
             return out if self._find(out) is not None else self._add(what.name, inputs, out)

@@ -261,7 +261,9 @@ class Block:
 
     def with_shared(self) -> Step:
         """`mlp.hook_out`, of the experts that were chosen and of those that all tokens share."""
-        return Step(self.at("mlp.hook_out"), WithShared(), (self.at("mlp.experts.hook_out"), self.at("mlp.shared.hook_out")))
+        return Step(
+            self.at("mlp.hook_out"), WithShared(), (self.at("mlp.experts.hook_out"), self.at("mlp.shared.hook_out"))
+        )
 
     # --- the residual stream --------------------------------------------------------------------
 

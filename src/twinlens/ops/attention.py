@@ -100,6 +100,7 @@ class Softmax(Op):
     """
 
     weight_axes: ClassVar[Mapping[str, str]] = {"S": "h"}
+    weight_parameters: ClassVar[Mapping[str, tuple[str, str]]] = {"S": ("attn.sinks", "attn.hook_pattern")}
 
     dtype: torch.dtype | None = precision(torch.float32, None, torch.bfloat16, parameter="attn.softmax_dtype")
     sinks: bool = size(False)

@@ -27,7 +27,7 @@ class Op:
     reads, as a view; `chooses` that it writes places, not values, which are compared by what stands there (`compared`).
     `weight_axes` are those of weights that are no matrix [out, in] and no bias, by the axes of sites; `o` and `i` are
     fixed by the weights alone. `kept` are weights that stay in the precision in which they are stored, whatever the
-    model's.
+    model's. `weight_parameters` say under which parameter, and where in the block, one is reported that is told apart.
     """
 
     by_row: ClassVar[tuple[bool, ...]] = (True,)
@@ -37,6 +37,7 @@ class Op:
     chooses: ClassVar[bool] = False
     weight_axes: ClassVar[Mapping[str, str]] = {}
     kept: ClassVar[tuple[str, ...]] = ()
+    weight_parameters: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
     def __init_subclass__(cls) -> None:
         REGISTRY[cls.__name__] = cls

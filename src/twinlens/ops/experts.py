@@ -16,6 +16,7 @@ from twinlens.ops.mlp import ACTIVATION_NAMES, act_size, activated
 from twinlens.ops.project import summed
 from twinlens.shapes import Float, Int
 
+_ENTERS = "mlp.router.hook_weights"
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda x: F.softmax(x, dim=-1),
     "sigmoid": torch.sigmoid,
@@ -27,7 +28,7 @@ SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 class RouterLogits(Op):
     """W x + b, one entry for each expert; computed and stored in `dtype` (None: as it comes in)."""
 
-    dtype: torch.dtype | None = precision(None, torch.float32, torch.bfloat16, parameter="router.dtype")
+    dtype: torch.dtype | None = precision(None, torch.float32, torch.bfloat16, parameter="router.dtype", enters=_ENTERS)
 
     def __call__(
         self, x: Float[Tensor, "b p d"], W: Float[Tensor, "x d"], b: Float[Tensor, " x"] | None = None
@@ -50,25 +51,27 @@ class Select(Op):
     chooses: ClassVar[bool] = True
     weight_axes: ClassVar[Mapping[str, str]] = {"b": "x"}
     kept: ClassVar[tuple[str, ...]] = ("b",)
+    weight_parameters: ClassVar[Mapping[str, tuple[str, str]]] = {"b": ("router.bias", _ENTERS)}
 
-    top_k: int = integer(parameter="router.top_k")
-    score: str = choice(*SCORES, parameter="router.score", tied=True, enters="mlp.router.hook_weights")
-    groups: int = integer(1, parameter="router.groups")
-    top_groups: int = integer(1, parameter="router.groups")
-    dtype: torch.dtype | None = precision(torch.float32, None, torch.bfloat16, parameter="router.dtype")
+    top_k: int = integer(parameter="router.top_k", enters=_ENTERS)
+    score: str = choice(*SCORES, parameter="router.score", tied=True, enters=_ENTERS)
+    groups: int = integer(1, parameter="router.groups", enters=_ENTERS)
+    top_groups: int = integer(1, parameter="router.groups", enters=_ENTERS)
+    dtype: torch.dtype | None = precision(torch.float32, None, torch.bfloat16, parameter="router.dtype", enters=_ENTERS)
     listed: str = order("sorted", "unsorted")
 
     def __call__(self, logits: Float[Tensor, "b p x"], b: Float[Tensor, " x"] | None = None) -> Int[Tensor, "b p t"]:
         return self._scored(logits, b).topk(self.top_k, dim=-1, sorted=self.listed == "sorted").indices
 
-    def compared(self, value: Int[Tensor, "b p t"], logits: Tensor, b: Tensor | None = None) -> Float[Tensor, "b p t"]:
-        return self._scored(logits, b).gather(-1, value).sort(-1, descending=True).values
+    def compared(self, value: Int[Tensor, "b p t"], logits: Tensor, b: Tensor | None = None) -> Float[Tensor, "b p x"]:
+        """Scores of the chosen, the largest first, then zeros: one that is chosen for its equal changes nothing."""
+        scores = self.replace(groups=1)._scored(logits, b)
+        best = scores.gather(-1, value).sort(-1, descending=True).values
+        return F.pad(best, (0, scores.shape[-1] - best.shape[-1]))
 
     def magnitude(self, logits: Tensor, b: Tensor | None = None) -> Tensor:
-        chosen = self(logits, b)
         size = score_size(self.score, logits)
-        size = size if b is None else size + b.abs()
-        return size.gather(-1, chosen)
+        return self.replace(score="none", groups=1).compared(self(logits, b), size if b is None else size + b.abs())
 
     def _scored(self, logits: Tensor, b: Tensor | None) -> Tensor:
         scores = SCORES[self.score](cast(logits, self.dtype))
@@ -95,8 +98,8 @@ class RouterWeights(Op):
     over: str = choice("all", "chosen", parameter="router.score")
     norm: str = choice("none", "sum", parameter="router.norm")
     scale: float = number(1.0, parameter="router.scale", within=FACTOR)
-    dtype: torch.dtype | None = precision(torch.float32, None, torch.bfloat16, parameter="router.dtype")
-    out: torch.dtype | None = precision(None, torch.float32, parameter="router.dtype")
+    dtype: torch.dtype | None = precision(torch.float32, None, torch.bfloat16, parameter="router.dtype", enters=_ENTERS)
+    out: torch.dtype | None = precision(None, torch.float32, parameter="router.dtype", enters=_ENTERS)
 
     def __call__(self, logits: Float[Tensor, "b p x"], chosen: Int[Tensor, "b p t"]) -> Float[Tensor, "b p t"]:
         x = cast(logits, self.dtype)
@@ -142,7 +145,7 @@ class Experts(Op):
     """Of the argument of the sigmoid in silu (1.702 in gpt-oss)."""
     shift: float = number(0.0, parameter="mlp.shift", signed=True, within=(-16.0, 16.0), natural=(0.0, 1.0))
     limit: float | None = number(None, parameter="mlp.limit", off=True, power=-2.0, within=FACTOR)
-    layout: str = choice("gate_up", "up_gate", "interleaved", parameter="mlp.gate_order")
+    layout: str = choice("gate_up", "up_gate", "interleaved", "interleaved_up_gate", parameter="mlp.gate_order")
     formula: str = order("plain", "kernel")
     product: str = order("linear", "matmul")
     kernel: str = order("loop", "grouped", "rows")
@@ -174,10 +177,9 @@ class Experts(Op):
         return (up + self.shift) * active
 
     def _parts(self, both: Tensor) -> tuple[Tensor, Tensor]:
-        if self.layout == "interleaved":
-            return both[..., 0::2], both[..., 1::2]
-        first, second = both.chunk(2, dim=-1)
-        return (first, second) if self.layout == "gate_up" else (second, first)
+        apart = self.layout.startswith("interleaved")
+        first, second = (both[..., 0::2], both[..., 1::2]) if apart else both.chunk(2, dim=-1)
+        return (second, first) if self.layout.endswith("up_gate") else (first, second)
 
     def magnitude(
         self, x: Tensor, chosen: Tensor, weights: Tensor, U: Tensor, V: Tensor, a: Tensor | None = None,

@@ -91,7 +91,8 @@ class Use:
 
     def parameter(self, spec: Spec) -> str:
         """The vocabulary's word for it."""
-        return "bias" if self.argument == "b" else "weight"
+        own = spec.at[self.site].op.weight_parameters.get(self.argument)
+        return own[0] if own else "bias" if self.argument == "b" else "weight"
 
 
 @dataclass(frozen=True, eq=False)

@@ -147,9 +147,11 @@ def _enters(spec: Spec, change: Change, changed: Collection[Any]) -> str:
         return change.name
     if isinstance(change, Rewire):
         return sites.block(sites.split(change.site)[0] or 0, "hook_resid_mid")
+    layer, op = sites.split(change.site)[0], spec.at[change.site].op
+    if isinstance(change, Use) and change.argument in op.weight_parameters and layer is not None:
+        return sites.block(layer, op.weight_parameters[change.argument][1])
     if isinstance(change, SetField):
-        enters = kind_of(spec.at[change.site].op, change.name).enters
-        layer = sites.split(change.site)[0]
+        enters = kind_of(op, change.name).enters
         if enters is not None and layer is not None:
             return sites.block(layer, enters)
         tied = twins(spec.steps, change.site, change.name)

@@ -141,6 +141,8 @@ class Judge:
         reference, candidate = self.reference.sites[site], self.candidate.sites[site]
         if same and native is None:
             return Finding(site, "equal")
+        if self.declared.at[site].op.chooses:
+            return self._chosen(site, e, reference, candidate)
         size = _size(site, by_rows(site, reference, self.mask))
         if native is None or (e is not None and e.status in ("equal", "innocent")):  # it gives the candidate's bits
             total = by_rows(site, difference(site, candidate, reference, torch.float32)[0], self.mask)
@@ -154,6 +156,14 @@ class Judge:
             whole, injected, carried = _rms(total), _rms(here), _rms(came)
         status = "equal" if same else e.status if e is not None else "different"
         return Finding(site, status, whole, injected, carried, size, _largest(total), e.ratio if e else None)
+
+    def _chosen(self, site: str, e: Examination | None, reference: Tensor, candidate: Tensor) -> Finding:
+        """How large a part of what the one side chose the other did not."""
+        both = reference.unsqueeze(-1) == candidate.unsqueeze(-2)
+        off = _rms(by_rows(site, (~both.any(-1)).float(), self.mask).mean())
+        return Finding(
+            site, e.status if e is not None else "different", off, 0.0, off, 1.0, off, e.ratio if e else None
+        )
 
     def _conclude(self, examined: Mapping[str, Examination], result: Result) -> None:
         result.causes = [self._told(c) for c in group_causes(self.computed.spec, examined)]

@@ -67,10 +67,26 @@ class Merged:
     declared: Spec
     """What the reference is said to be, where it computes otherwise."""
 
-    @property
+    @cached_property
     def value(self) -> Tensor:
         """What the run itself has at the target."""
-        return self.sites[self.target]
+        return self._compared(self.sites[self.target])
+
+    def _compared(self, value: Tensor, rows: Rows | None = None) -> Tensor:
+        """A choice by what was chosen (`Op.compared`), as the steps give scores whatever a variant makes of them."""
+        step = self.steps[-1]
+        if not step.op.chooses:
+            return value
+        reads = [x if rows is None else rows.of(r, x) for r, x in zip(step.reads, self._scores, strict=True)]
+        weights = {name: _double(w) for name, w in step.arguments(self.weights).items()}
+        return step.op.exact().compared(value, *map(_double, reads), **weights).float()
+
+    @cached_property
+    def _scores(self) -> list[Tensor]:
+        """What a step that chooses reads."""
+        with torch.no_grad():
+            values = {**self.sites, **replayed(self.steps[:-1], self._narrowed, self.weights, self.dtypes)}
+        return [values[r] for r in self.steps[-1].reads]
 
     @cached_property
     def reads(self) -> tuple[str, ...]:
@@ -91,11 +107,11 @@ class Merged:
         steps = variant.steps(self.kernel_steps)
         if steps[-1].op.fused() is None or len(list(units(steps))) == len(steps):
             steps = variant.steps(self.steps)
-        return self._run(steps, variant)[self.target]
+        return self._compared(self._run(steps, variant)[self.target])
 
     def stepwise(self, variant: Variant = Variant()) -> Tensor:
         """The target from the sites shown right before it: what a kernel computes once more is judged at its own."""
-        return self._run(variant.steps(self.steps), variant)[self.target]
+        return self._compared(self._run(variant.steps(self.steps), variant)[self.target])
 
     def plain(self, variant: Variant = Variant()) -> dict[str, Tensor]:
         """All that the steps write, each by itself, in the declared dtype."""
@@ -169,7 +185,9 @@ class Noise:
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, step: Step, value: Tensor, magnitude: Tensor) -> Tensor:
-        """The value as one more rounding might have left it."""
+        """The value as one more rounding might have left it; a choice is made and not rounded."""
+        if step.op.chooses:
+            return value
         u = torch.finfo(self.dtypes[step.writes]).eps / 2
         draw = torch.randn(value.shape, generator=self.generator, dtype=torch.float64).to(value.device)
         return value + u * magnitude * draw
@@ -196,12 +214,15 @@ class Oracle:
     def __call__(self, variant: Variant, noise: Noise | None = None) -> Tensor:
         """The target under a variant's changes."""
         step, reads, arguments = self._last(variant, noise)
-        return step.op(*reads, **arguments)
+        return self._told(step.op(*reads, **arguments))
 
     def with_magnitude(self, variant: Variant) -> tuple[Tensor, Tensor]:
         """The target, and what one unit of roundoff in its own step is multiplied by."""
         step, reads, arguments = self._last(variant, None)
-        return step.op(*reads, **arguments), step.op.magnitude(*reads, **arguments)
+        return self._told(step.op(*reads, **arguments)), step.op.magnitude(*reads, **arguments)
+
+    def _told(self, value: Tensor) -> Tensor:
+        return self.merged._compared(value, self.rows)  # pyright: ignore[reportPrivateUsage]  # its other half
 
     def _last(self, variant: Variant, noise: Noise | None) -> tuple[Step, list[Tensor], dict[str, Tensor]]:
         """The target's own step, with all that it reads."""
@@ -292,4 +313,6 @@ def stored(spec: Spec, weights: Weights) -> dict[str, torch.dtype]:
         return torch.empty_like(weights(name), device="meta")
 
     with torch.no_grad():
-        return {site: x.dtype for site, x in evaluate(spec.steps, given, empty, keep=spec.sites).items()}
+        written = evaluate(spec.steps, given, empty, keep=spec.sites)
+    chosen = {step.writes for step in spec.steps if step.op.chooses}  # compared by scores
+    return {site: torch.float32 if site in chosen else x.dtype for site, x in written.items()}
