@@ -251,11 +251,8 @@ def _fill(model: PreTrainedModel, name: str, noise: Tensor, embedding: float) ->
         return embedding * noise / noise.shape[1] ** 0.5
     if ".experts" in owner + "." + kind or kind == "sinks":
         return _expert(module, kind, noise)
-    fan_in = (
-        noise.shape[1]
-        if isinstance(module, nn.Linear) or kind == "weight" and owner.endswith(("gate", "router"))
-        else noise.shape[0]
-    )  # Conv1D: in × out
+    rows_out = isinstance(module, nn.Linear) or owner.endswith(("gate", "router"))
+    fan_in = noise.shape[1 if rows_out else 0]  # Conv1D: in × out
     return _gain(name) * noise / fan_in**0.5
 
 

@@ -4,8 +4,8 @@ The names are TransformerLens's hook names where it has one. Axes: `b` batch, `p
 position, `h` query head, `k` key/value head, `e` head width, `d` model width, `m` MLP width,
 `r` rotary width, `f` width of fused queries, keys and values, `g` of a fused gate and its other half, `v` vocabulary,
 `w` width of a head's values, `x` expert, `t` expert of a token, `a` width of the experts that all tokens share. Latent
-attention (DeepSeek-V2) has `l` for the latent of queries, `n` for that of keys and values with the part that is rotated,
-`c` without it, `y` for a head's keys and values together.
+attention (DeepSeek-V2) has `l` for the latent of queries, `n` for that of keys and values with what is rotated, `c`
+without it, `y` for a head's keys and values together.
 """
 
 from __future__ import annotations

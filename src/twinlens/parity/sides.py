@@ -64,7 +64,10 @@ def check_tokens(reference: Recording, candidate: Recording) -> None:
 
 
 def check_shapes(common: Iterable[str], a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
-    """Raises ComparisonError for a site of another shape; a rotary table may be half as wide, a router choose more or fewer experts."""
+    """Raises ComparisonError for a site of another shape.
+
+    A rotary table may be half as wide, and a router may choose more or fewer experts.
+    """
     for site in common:
         x, y = a[site].shape, b[site].shape
         free = site.startswith("rotary.") or axes(site)[-1] == "t"
