@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from twinlens.errors import CheckpointError
 from twinlens.sites import INPUTS, axes, split
 from twinlens.spec import Shape, Spec, Step, stored_name
+from twinlens.stacked import Stacked
 from twinlens.tensors import Folder, Live, Tensors, read_json
 
 _PREFIX = re.compile(r"^(?:(?:model|transformer|gpt_neox|decoder)\.)+")
@@ -188,7 +189,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     folder = Path(path)
     config = read_json(folder / "config.json", "give a folder with config.json and safetensors")
-    return Checkpoint(config, Folder(folder), folder)
+    return Checkpoint(config, Stacked(Folder(folder)), folder)
 
 
 def from_module(module: nn.Module) -> Checkpoint:
@@ -205,7 +206,7 @@ def from_module(module: nn.Module) -> Checkpoint:
         )
     experts = getattr(config, "_experts_implementation", None)  # how they are run now, which no file says
     said = config.to_dict() | ({} if experts is None else {"_experts_implementation": experts})
-    return Checkpoint(said, Live(module))
+    return Checkpoint(said, Stacked(Live(module)))
 
 
 def _plain(name: str) -> str:

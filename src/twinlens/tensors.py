@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -68,7 +68,20 @@ class Folder:
         return self._open[file]
 
 
-Tensors = Folder | Live
+class Tensors(Protocol):
+    """Tensors by name."""
+
+    def names(self) -> tuple[str, ...]:
+        """All names."""
+        ...
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape."""
+        ...
 
 
 def _opened(file: Path) -> Any:

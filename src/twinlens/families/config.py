@@ -29,6 +29,7 @@ IRRELEVANT: dict[str, str] = {
             "initializer_range",
             "initializer_cutoff_factor",
             "_attn_implementation",
+            "_experts_implementation",
             "attn_implementation",
             "use_cache",
             "cache_implementation",

@@ -121,8 +121,8 @@ class Rotate(Op):
     """x · cos + rotated(x) · sin on the first `width` entries of a head; the rest passes.
 
     `half` pairs entry i with i + width/2, `interleaved` 2i with 2i + 1 (GPT-J), and `interleaved_to_half` writes what
-    this gives as `half` would (DeepSeek). `at_end`: on the last entries, not the first ones. Computed in `dtype` (None: as
-    queries and tables come in), stored as queries come in.
+    this gives as `half` would (DeepSeek). `at_end`: on the last entries, not the first ones. Computed in `dtype` (None:
+    as queries and tables come in), stored as queries come in.
     """
 
     removable: ClassVar[str | None] = "rotary.layers"
