@@ -5,7 +5,7 @@ position, `h` query head, `k` key/value head, `e` head width, `d` model width, `
 `r` rotary width, `f` width of fused queries, keys and values, `g` of a fused gate and its other half, `v` vocabulary,
 `w` width of a head's values, `x` expert, `t` expert of a token, `a` width of the experts that all tokens share. Latent
 attention (DeepSeek-V2) has `l` for the latent of queries, `n` for that of keys and values with what is rotated, `c`
-without it, `y` for a head's keys and values together.
+without it, `j` and `z` for the one head of what is rotated and its width, `y` for a head's keys and values together.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ _BLOCK: dict[str, str] = {
     "attn.kv_latent_norm.hook_normalized": "b p c",
     "attn.kv_latent_norm.hook_out": "b p c",
     "attn.hook_kv": "b p k y",
+    "attn.hook_k_shared": "b p j z",
+    "attn.hook_rot_k_shared": "b p j z",
     "attn.hook_q": "b p h e",
     "attn.hook_k": "b p k e",
     "attn.hook_v": "b p k w",

@@ -98,7 +98,7 @@ class Shape:
         """The length of each axis of a site that is known before anything has run."""
         known = {
             "d": self.d_model, "h": self.heads, "k": self.kv_heads, "e": self.head_width, "v": self.vocabulary,
-            "w": self.value_width or self.head_width, "x": self.experts,
+            "w": self.value_width or self.head_width, "x": self.experts, "j": 1,
         }  # fmt: skip
         return {axis: size for axis, size in known.items() if size is not None}
 

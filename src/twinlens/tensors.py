@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -68,6 +68,7 @@ class Folder:
         return self._open[file]
 
 
+@runtime_checkable
 class Tensors(Protocol):
     """Tensors by name."""
 

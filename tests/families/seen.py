@@ -19,7 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from twinlens.ops import Add, Branch, Embed, Experts, Normalize, NormWeight, PositionEmbed, Project, RouterLogits
+from twinlens.ops import (
+    Add,
+    Branch,
+    Embed,
+    Experts,
+    Normalize,
+    NormWeight,
+    PositionEmbed,
+    Project,
+    RotaryTable,
+    RouterLogits,
+)
 from twinlens.sites import axes, block, split
 from twinlens.spec import Spec, Step
 
@@ -54,7 +65,6 @@ class _Hooks:
 
     def __init__(self, model: PreTrainedModel, spec: Spec, seen: Seen, tokens: Tensor) -> None:
         self.model, self.spec, self.seen, self.tokens = model, spec, seen, tokens
-        self.width = spec.shape.head_width
 
     def place(self) -> Iterator[Any]:
         """All of them; what they return takes them away again."""
@@ -149,7 +159,9 @@ class _Hooks:
         kind = kwargs.get("layer_type", args[2] if len(args) > 2 else "full_attention")
         under = "rotary" if kind == "full_attention" else "rotary.local"
         for wave, table in zip(("cos", "sin"), output, strict=True):
-            half = table.shape[-1] == self.width // 2
+            op = self.spec.at[f"{under}.hook_{wave}"].op
+            assert isinstance(op, RotaryTable)
+            half = table.shape[-1] == op.width // 2
             pairs = not half and bool((table[..., 0::2] == table[..., 1::2]).all())
             once = table[..., 0::2] if pairs else table
             self.seen[f"{under}.hook_{wave}"] = torch.cat((once, once), -1) if half or pairs else once

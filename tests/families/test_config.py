@@ -41,6 +41,8 @@ def test_old_spelling_in_every_family(family: str) -> None:
     old = {k: v for k, v in new.items() if k != "rope_parameters"} | {"rope_theta": said["rope_theta"]}
     if "partial_rotary_factor" in said:
         old |= {{"gpt_neox": "rotary_pct"}.get(family, "partial_rotary_factor"): said["partial_rotary_factor"]}
+    if said["rope_type"] != "default":
+        old["rope_scaling"] = {k: v for k, v in said.items() if k not in ("rope_theta", "partial_rotary_factor")}
     assert declare(old) == declare(new)
     assert declare(old | {"rope_theta": 7001.0}) != declare(new)
 
@@ -157,7 +159,10 @@ def test_an_unknown_architecture_lists_those_known() -> None:
 def test_every_weight_of_transformers_is_used(family: str) -> None:
     model = ALL[family]()
     spec = declare(model.config.to_dict(), dtype=torch.float32)
-    assert set(map(stored_name, spec.weight_names)) == {name for name, _ in model.named_parameters()}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
+        n for n, _ in model.named_parameters()
+    }
+    assert set(map(stored_name, spec.weight_names)) == set(model.state_dict()) - tied
     assert set(DECLARED) == {kind for kind, _, _ in CONFIGS.values()}
 
 

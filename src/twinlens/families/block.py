@@ -26,6 +26,7 @@ from twinlens.ops import (
     RouterWeights,
     Scores,
     Select,
+    SharedKey,
     Softmax,
     Span,
     WithShared,
@@ -169,10 +170,12 @@ class Block:
         yield Step(self.at("attn.hook_latent"), Span(0, of_kv), (self.at("attn.hook_kv_latent"),))
         yield from self.norm("attn.kv_latent_norm", "attn.hook_latent", norm, f"{name}.kv_a_layernorm")
         yield self.product("attn.hook_kv", "attn.kv_latent_norm.hook_out", f"{name}.kv_b_proj", heads)
-        key = (self.at("attn.hook_kv"), self.at("attn.hook_kv_latent"))
-        yield Step(self.at("attn.hook_k"), LatentKey(plain, of_kv), key)
+        yield Step(self.at("attn.hook_k_shared"), SharedKey(of_kv), (self.at("attn.hook_kv_latent"),))
+        yield self.turn("q", rotate.replace(at_end=True), "hook_q")
+        yield self.turn("k_shared", rotate, "hook_k_shared")
+        key = (self.at("attn.hook_kv"), self.at("attn.hook_rot_k_shared"))
+        yield Step(self.at("attn.hook_rot_k"), LatentKey(plain), key)
         yield Step(self.at("attn.hook_v"), Span(plain, plain + (self.shape.value_width or 0)), key[:1])
-        yield from self.rotate(rotate)
         yield from self.attend(scores)
         yield self.output(f"{name}.o_proj", bias=bias)
 
@@ -184,8 +187,12 @@ class Block:
     def rotate(self, op: Rotate, *, q: str = "hook_q", k: str = "hook_k", tables: str = "rotary") -> Iterator[Step]:
         """`hook_rot_q` and `hook_rot_k`."""
         for part, reads in (("q", q), ("k", k)):
-            reads_all = (self.at(f"attn.{reads}"), f"{tables}.hook_cos", f"{tables}.hook_sin")
-            yield Step(self.at(f"attn.hook_rot_{part}"), op, reads_all)
+            yield self.turn(part, op, reads, tables)
+
+    def turn(self, part: str, op: Rotate, reads: str, tables: str = "rotary") -> Step:
+        """`hook_rot_PART`."""
+        reads_all = (self.at(f"attn.{reads}"), f"{tables}.hook_cos", f"{tables}.hook_sin")
+        return Step(self.at(f"attn.hook_rot_{part}"), op, reads_all)
 
     def attend(
         self, scores: Scores, *, softmax: Softmax | None = None, mix: Mix | None = None,

@@ -51,7 +51,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     turned, plain = c.get("qk_rope_head_dim", default=64), c.get("qk_nope_head_dim", default=128)
     table = rotary(c, turned, dtype)
     layout = "interleaved_to_half" if c.get("rope_interleave", default=True) else "half"
-    rotate = Rotate(width=table.width, layout=layout, at_end=True)
+    rotate = Rotate(width=table.width, layout=layout)
     scores = Scores(sqrt(shape.head_width) / yarn_size(c) ** 2)
     ranks, dense = (c.optional("q_lora_rank", 1536), c.get("kv_lora_rank", default=512)), "first_k_dense_replace"
     dense = c.get(dense, default=3)

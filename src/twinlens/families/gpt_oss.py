@@ -27,7 +27,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     """The rows of the model."""
     c.ignore("dropout is off in evaluation", "attention_dropout")
     c.ignore("a loss of training", "output_router_logits", "router_aux_loss_coef")
-    c.ignore("experts have their own activation", "hidden_act")
+    c.require("hidden_act", "silu", "experts have an activation of their own")
     c.ignore("repeats num_experts_per_tok", "experts_per_token")
     c.ignore("repeats original_max_position_embeddings of the rotary part", "initial_context_length")
     norm = Norm.wide(c.get("rms_norm_eps", default=1e-5), out=dtype)

@@ -6,7 +6,7 @@ from twinlens.ops.embed import Add, Branch, Embed, PositionEmbed
 from twinlens.ops.experts import Experts, RouterLogits, RouterWeights, Select, WithShared
 from twinlens.ops.mlp import Activate, Gate
 from twinlens.ops.norm import Normalize, NormWeight
-from twinlens.ops.project import Half, LatentKey, Part, Project, Span, Unembed
+from twinlens.ops.project import Half, LatentKey, Part, Project, SharedKey, Span, Unembed
 from twinlens.ops.rotary import RotaryTable, Rotate
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "RouterWeights",
     "Scores",
     "Select",
+    "SharedKey",
     "Softmax",
     "Span",
     "Unembed",

@@ -101,19 +101,29 @@ class Span(Op):
 
 
 @dataclass(frozen=True)
+class SharedKey(Op):
+    """What stands in a latent from `start` on: the part of a key that is rotated, one for all heads."""
+
+    cuts: ClassVar[bool] = True
+
+    start: int = size()
+
+    def __call__(self, latent: Float[Tensor, "b p n"]) -> Float[Tensor, "b p j z"]:
+        return latent[..., self.start :].unsqueeze(2)
+
+
+@dataclass(frozen=True)
 class LatentKey(Op):
-    """A key of latent attention: a head's own `plain` entries, and what stands in the latent from `start` on, which is
-    one for all heads (DeepSeek-V2, report, section 2.1.3).
+    """A key of latent attention: a head's own `plain` entries, then those that all heads share (DeepSeek-V2, report,
+    section 2.1.3).
     """
 
     by_row: ClassVar[tuple[bool, ...]] = (True, True)
 
     plain: int = size()
-    start: int = size()
 
-    def __call__(self, own: Float[Tensor, "b p k y"], latent: Float[Tensor, "b p n"]) -> Float[Tensor, "b p k e"]:
-        shared = latent[..., self.start :].unsqueeze(2).expand(-1, -1, own.shape[2], -1)
-        return torch.cat((own[..., : self.plain], shared), dim=-1)
+    def __call__(self, own: Float[Tensor, "b s k y"], shared: Float[Tensor, "b s j z"]) -> Float[Tensor, "b s k e"]:
+        return torch.cat((own[..., : self.plain], shared.expand(-1, -1, own.shape[2], -1)), dim=-1)
 
 
 @dataclass(frozen=True)
