@@ -18,7 +18,8 @@ from twinlens import ops
 from twinlens.fields import kinds
 from twinlens.ops import REGISTRY, Op
 
-SIZES = {"b": 2, "p": 5, "s": 5, "h": 4, "k": 2, "e": 6, "d": 12, "m": 10, "v": 11, "f": 48}
+SIZES = {"b": 2, "p": 5, "s": 5, "h": 4, "k": 2, "e": 6, "d": 12, "m": 10, "v": 11, "f": 48,
+         "x": 5, "t": 2, "y": 9, "n": 14, "j": 1, "z": 3, "D": 16, "F": 16, "M": 8}  # fmt: skip
 INTEGERS = ("tokens", "positions", "mask", "slots")
 
 
@@ -31,7 +32,12 @@ class Case:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, op: Op | None = None) -> Tensor:
-        return (op or self.op)(*(t for _, t in self.reads), **self.weights)
+        op = op or self.op
+        written = op(*(t for _, t in self.reads), **self.weights)
+        if not op.chooses:
+            return written
+        exact = self.to(torch.float64)
+        return op.exact().compared(written, *(t for _, t in exact.reads), **exact.weights)
 
     def __repr__(self) -> str:
         return f"Case({self.op!r})"
@@ -191,13 +197,49 @@ def _rotate(t: Drawer, draw: Any) -> Case:
     return Case(op, (("b p h e", t.normal("b p h e")), ("b p r", cut[0]), ("b p r", cut[1])))
 
 
+def _router_logits(t: Drawer, draw: Any) -> Case:
+    weights = {"W": t.normal("x d"), "b": t.normal("x")}
+    return Case(ops.RouterLogits(), (("b p d", t.normal("b p d")),), weights)
+
+
+def _select(t: Drawer, draw: Any) -> Case:
+    return Case(ops.Select(draw(st.sampled_from([1, 3]))), (("b p x", t.normal("b p x")),), {"b": t.normal("x")})
+
+
+def _router_weights(t: Drawer, draw: Any) -> Case:
+    logits = t.normal("b p x")
+    chosen = logits.topk(2).indices
+    return Case(ops.RouterWeights(scale=draw(between(0.3, 3)), dtype=None), (("b p x", logits), ("b p t", chosen)))
+
+
+def _experts(t: Drawer, draw: Any) -> Case:
+    x, weights = t.normal("b p D"), {"U": t.normal("x F D"), "V": t.normal("x D M"), "a": t.normal("x F")}
+    first = torch.einsum("bpd,xfd->bpxf", x, weights["U"]) + weights["a"]
+    limit = draw(between(0.5, 1.0)) * float(first.abs().mean())
+    assume(bool(((first.abs() / limit - 1).abs() > 0.003).all()))  # there is no derivative there
+    op = ops.Experts(slope=draw(between(1.1, 2)), shift=draw(between(0.3, 1)), limit=limit)
+    reads = (("b p D", x), ("b p t", t.normal("b p x").topk(2).indices), ("b p t", t.normal("b p t")))
+    return Case(op, reads, weights | {"c": t.normal("x D")})
+
+
+def _with_shared(t: Drawer, draw: Any) -> Case:
+    op = ops.WithShared(draw(between(0.1, 3)))
+    return Case(op, (("b p d", t.normal("b p d")), ("b p d", t.normal("b p d"))))
+
+
+def _latent_key(t: Drawer, draw: Any) -> Case:
+    return Case(ops.LatentKey(6), (("b p k y", t.normal("b p k y")), ("b p j z", t.normal("b p j z"))))
+
+
 MAKE: dict[str, Make] = {
     "Activate": _activate,
     "Add": _add,
     "Branch": _branch,
     "Embed": _embed,
+    "Experts": _experts,
     "Gate": _gate,
     "Half": _half,
+    "LatentKey": _latent_key,
     "Mix": _mix,
     "NormWeight": _norm_weight,
     "Normalize": _normalize,
@@ -206,9 +248,15 @@ MAKE: dict[str, Make] = {
     "Project": _project,
     "RotaryTable": _rotary_table,
     "Rotate": _rotate,
+    "RouterLogits": _router_logits,
+    "RouterWeights": _router_weights,
     "Scores": _scores,
+    "Select": _select,
+    "SharedKey": lambda t, draw: Case(ops.SharedKey(5), (("b p n", t.normal("b p n")),)),
     "Softmax": _softmax,
+    "Span": lambda t, draw: Case(ops.Span(2, 7), (("b p n", t.normal("b p n")),)),
     "Unembed": _unembed,
+    "WithShared": _with_shared,
 }
 OURS = sorted(name for name, op in REGISTRY.items() if op.__module__.startswith("twinlens."))
 

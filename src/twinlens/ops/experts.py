@@ -114,11 +114,14 @@ class RouterWeights(Op):
         return weights.to(logits.dtype if self.out is None else self.out)
 
     def magnitude(self, logits: Tensor, chosen: Tensor) -> Tensor:
-        own = score_size(self.score, logits).gather(-1, chosen)
-        if self.norm == "sum" or self.over == "chosen":
-            scores = SCORES[self.score](logits).gather(-1, chosen)
-            own = own / scores.abs().sum(-1, keepdim=True).clamp_min(1e-300)
-        return (own + self(logits, chosen).abs()) * abs(float(self.scale))
+        x = logits.gather(-1, chosen) if self.over == "chosen" else logits
+        scores, own = SCORES[self.score](x), score_size(self.score, x)
+        if self.over == "all":
+            scores, own = scores.gather(-1, chosen), own.gather(-1, chosen)
+        if self.norm == "sum":
+            total = scores.sum(-1, keepdim=True).abs().clamp_min(1e-300)
+            own = (own + scores.abs() * (own.sum(-1, keepdim=True) / total)) / total
+        return own * abs(float(self.scale)) + self(logits, chosen).abs()
 
 
 def score_size(score: str, logits: Tensor) -> Tensor:
@@ -192,7 +195,8 @@ class Experts(Op):
             gate, up = self._parts(y)
             gate_size, up_size = self._parts(size if a is None else size + a[e].abs())
             active = act_size(self.act, gate)
-            h = active * (2 * (up + self.shift).abs() + up_size) + 1.2 * gate_size * (up + self.shift).abs()
+            steep = 2.0 * gate.abs() if self.act == "relu2" else 1.2
+            h = active * (2 * (up + self.shift).abs() + up_size) + steep * gate_size * (up + self.shift).abs()
             out = summed(F.linear(h.square(), V[e].square()), V.shape[2])
             out = out if c is None else out + c[e].abs()
             total.index_add_(0, at, out * weights.flatten(0, 1)[at, slot, None].abs() * 2)
