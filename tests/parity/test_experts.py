@@ -172,3 +172,16 @@ def test_whatever_experts_are_hit(family: str, length: int) -> None:
     report = twinlens.compare(model, other, tokens=random_tokens(model, 1, length, seed=length))
     assert report.verdict in ("identical", "rounding")
     assert report.causes == []
+
+
+def test_a_token_that_takes_another_expert_within_rounding_is_counted() -> None:
+    model: Any = tiny("mixtral", dtype=torch.bfloat16)
+    other: Any = copy.deepcopy(model)
+    other.set_attn_implementation("sdpa")
+    tokens = random_tokens(model, 2, 120, seed=3)
+    report = twinlens.compare(model, other, tokens=tokens)
+    assert report.verdict == "rounding"
+    sites = [twinlens.load(m).run_with_cache(tokens)[1] for m in (model, other)]
+    taken = [[s[f"blocks.{i}.mlp.router.hook_indices"].sort(-1).values for i in range(3)] for s in sites]
+    flipped = torch.stack([(a != b).any(-1) for a, b in zip(*taken, strict=True)]).any(0)
+    assert report.flips == int(flipped.sum()) > 0

@@ -142,7 +142,7 @@ class Judge:
         if same and native is None:
             return Finding(site, "equal")
         if self.declared.at[site].op.chooses:
-            return self._chosen(site, e, reference, candidate)
+            return self._chosen(site, e)
         size = _size(site, by_rows(site, reference, self.mask))
         if native is None or (e is not None and e.status in ("equal", "innocent")):  # it gives the candidate's bits
             total = by_rows(site, difference(site, candidate, reference, torch.float32)[0], self.mask)
@@ -157,13 +157,23 @@ class Judge:
         status = "equal" if same else e.status if e is not None else "different"
         return Finding(site, status, whole, injected, carried, size, _largest(total), e.ratio if e else None)
 
-    def _chosen(self, site: str, e: Examination | None, reference: Tensor, candidate: Tensor) -> Finding:
+    def _others(self, site: str) -> Tensor:
+        """For each real token how many of the reference's choices the candidate did not make."""
+        reference, candidate = self.reference.sites[site], self.candidate.sites[site]
+        missing = ~(reference.unsqueeze(-1) == candidate.unsqueeze(-2)).any(-1)
+        return by_rows(site, missing.float(), self.mask).sum(-1)
+
+    def _chosen(self, site: str, e: Examination | None) -> Finding:
         """How large a part of what the one side chose the other did not."""
-        both = reference.unsqueeze(-1) == candidate.unsqueeze(-2)
-        off = _rms(by_rows(site, (~both.any(-1)).float(), self.mask).mean())
+        off = float(self._others(site).mean()) / self.reference.sites[site].shape[-1]
         return Finding(
             site, e.status if e is not None else "different", off, 0.0, off, 1.0, off, e.ratio if e else None
         )
+
+    def _flips(self) -> int:
+        """Tokens that took another expert in some layer."""
+        chosen = [s for s in self.common if self.declared.at[s].op.chooses]
+        return int(sum(self._others(s) for s in chosen).gt(0).sum()) if chosen else 0  # type: ignore[union-attr]
 
     def _conclude(self, examined: Mapping[str, Examination], result: Result) -> None:
         result.causes = [self._told(c) for c in group_causes(self.computed.spec, examined)]
@@ -174,6 +184,7 @@ class Judge:
         at_fault |= set(self._beyond)  # the candidate was judged by what the reference does not do
         result.first_difference = next((s for s in self.common if s in at_fault), None)
         result.verdict = "different" if at_fault else "rounding"
+        result.flips = 0 if at_fault else self._flips()
         result.exact = all(e.exact for e in examined.values()) and not self._beyond
         to_the_bit = all(e.exact_without_orders for e in examined.values()) and not result.reference_orders
         explained: Verdict = "identical" if to_the_bit else "rounding"
