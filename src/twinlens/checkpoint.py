@@ -232,7 +232,7 @@ def _expected(
         return None  # a site of the user's own
     layer, _ = split(step.writes)
     own = tuple(step.op.weight_axes.get(argument, "").split())
-    named = {a: f"{layer}.{a}" if a in _FREE else a for a in (*out, *read, *own)}
+    named = {a: f"{layer}.{a}" if a in _FREE and a not in sizes else a for a in (*out, *read, *own)}
     if own:
         if len(own) == rank:
             sizes.update({named[a]: size for a, size in zip(own, seen, strict=True) if a in _FREE})

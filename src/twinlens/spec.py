@@ -90,6 +90,8 @@ class Shape:
     """Of a head's values, where it is not that of its queries and keys."""
     experts: int | None = None
     """Those that a router chooses among."""
+    further: tuple[tuple[str, int], ...] = ()
+    """Axes that only this family has, with their lengths."""
     spare_layers: int = 0
     """Behind the last one, which a checkpoint may hold and no forward pass uses: DeepSeek's, for several tokens."""
 
@@ -100,7 +102,7 @@ class Shape:
             "d": self.d_model, "h": self.heads, "k": self.kv_heads, "e": self.head_width, "v": self.vocabulary,
             "w": self.value_width or self.head_width, "x": self.experts, "j": 1,
         }  # fmt: skip
-        return {axis: size for axis, size in known.items() if size is not None}
+        return {axis: size for axis, size in known.items() if size is not None} | dict(self.further)
 
 
 @dataclass(frozen=True)

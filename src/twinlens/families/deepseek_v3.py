@@ -12,7 +12,7 @@ from twinlens.families import rows
 from twinlens.families.config import Config
 from twinlens.families.rope import rotary, yarn_size
 from twinlens.families.rows import Norm
-from twinlens.ops import Experts, Normalize, Rotate, RouterLogits, RouterWeights, Scores, Select
+from twinlens.ops import Experts, Normalize, Rotate, RouterLogits, RouterWeights, Scores
 from twinlens.spec import Shape, Step
 
 
@@ -20,11 +20,14 @@ def shape(c: Config) -> Shape:
     """A head has a part that is rotated and one that is not; its values have a width of their own."""
     c.ignore("the widths of both parts of a head and of its values say more", "head_dim", "qk_head_dim")
     c.ignore("each head has its own keys, made from one latent", "num_key_value_heads")
+    turned, plain = c.get("qk_rope_head_dim", default=64), c.get("qk_nope_head_dim", default=128)
+    values, rank = c.get("v_head_dim", default=128), c.get("kv_lora_rank", default=512)
     return replace(
         rows.llama_shape(c, experts=256),
         kv_heads=c.get("num_attention_heads"),
-        head_width=c.get("qk_nope_head_dim", default=128) + c.get("qk_rope_head_dim", default=64),
-        value_width=c.get("v_head_dim", default=128),
+        head_width=plain + turned,
+        value_width=values,
+        further=(("n", rank + turned), ("c", rank), ("y", plain + values), ("z", turned)),
         spare_layers=c.get("num_nextn_predict_layers", "num_mtp_layers", default=1),
     )
 
@@ -40,9 +43,9 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     norm, latent = (Norm(Normalize(eps=eps)) for eps in (c.get("rms_norm_eps", default=1e-6), 1e-6))
     act, bias = rows.activation(c, "hidden_act", default="silu")[0], c.get("attention_bias", default=False)
     experts = Experts(act, formula="kernel", kernel=rows.expert_kernel(c))
-    select = Select(
-        c.get("num_experts_per_tok", default=8), score="sigmoid", groups=c.get("n_group", default=8),
-        top_groups=c.get("topk_group", default=4), listed="unsorted",
+    select = rows.select(
+        c, shape, 8, score="sigmoid", groups=c.get("n_group", default=8), top_groups=c.get("topk_group", default=4),
+        listed="unsorted",
     )  # fmt: skip
     weigh = RouterWeights(
         "sigmoid", norm="sum" if c.get("norm_topk_prob", default=True) else "none",

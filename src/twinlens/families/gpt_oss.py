@@ -12,7 +12,7 @@ from twinlens.families import rows
 from twinlens.families.config import Config
 from twinlens.families.rope import rotary
 from twinlens.families.rows import Norm
-from twinlens.ops import Experts, Rotate, RouterWeights, Scores, Select, Softmax
+from twinlens.ops import Experts, Rotate, RouterWeights, Scores, Softmax
 from twinlens.spec import Shape, Step
 
 shape = partial(rows.llama_shape, head_width=64, kv_heads=8, experts=128)
@@ -37,7 +37,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
         "silu", slope=c.get("swiglu_alpha", default=1.702), shift=1.0, limit=c.get("swiglu_limit", default=7.0),
         layout="interleaved", product="matmul", kernel=kernel,
     )  # fmt: skip
-    select = Select(c.get("num_experts_per_tok", default=4), score="none", dtype=None)
+    select = rows.select(c, shape, 4, score="none", dtype=None)
     weigh = RouterWeights(over="chosen", dtype=None)
     windows = rows.windows(c, shape.layers, ("sliding_attention", "full_attention"), 128)
     table = rotary(c, shape.head_width, dtype, theta=150000.0, default=_YARN)

@@ -12,7 +12,7 @@ from twinlens.families import rows
 from twinlens.families.config import Config
 from twinlens.families.rope import rotary
 from twinlens.families.rows import Norm
-from twinlens.ops import Experts, Normalize, Rotate, RouterWeights, Scores, Select
+from twinlens.ops import Experts, Normalize, Rotate, RouterWeights, Scores
 from twinlens.spec import Shape, Step
 
 shape = partial(rows.llama_shape, kv_heads=8, experts=8)
@@ -25,7 +25,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     norm = Norm(Normalize(eps=c.get("rms_norm_eps", default=1e-5)))
     act = rows.activation(c, "hidden_act", default="silu")[0]
     experts = Experts(act, formula="kernel", kernel=rows.expert_kernel(c))
-    select = Select(c.get("num_experts_per_tok", default=2))
+    select = rows.select(c, shape, 2)
     scores = Scores(sqrt(shape.head_width), window=c.optional("sliding_window", None))
     table = rotary(c, shape.head_width, dtype, theta=1e6)
 

@@ -12,7 +12,7 @@ from twinlens.families import rows
 from twinlens.families.config import Config
 from twinlens.families.rope import rotary
 from twinlens.families.rows import Norm
-from twinlens.ops import Experts, Normalize, Rotate, RouterWeights, Scores, Select
+from twinlens.ops import Experts, Normalize, Rotate, RouterWeights, Scores
 from twinlens.spec import Shape, Step
 
 shape = partial(rows.llama_shape, kv_heads=4, experts=128)
@@ -26,7 +26,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     norm = Norm(Normalize(eps=c.get("rms_norm_eps", default=1e-6)))
     act, bias = rows.activation(c, "hidden_act", default="silu")[0], c.get("attention_bias", default=False)
     experts = Experts(act, formula="kernel", kernel=rows.expert_kernel(c))
-    select = Select(c.get("num_experts_per_tok", default=8))
+    select = rows.select(c, shape, 8)
     weigh = RouterWeights(norm="sum" if c.get("norm_topk_prob", default=False) else "none")
     every, dense = c.get("decoder_sparse_step", default=1), c.get("mlp_only_layers", default=[])
     window = c.optional("sliding_window", 4096) if c.get("use_sliding_window", default=False) else None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from twinlens.errors import ConfigError
 from twinlens.families.block import Block, Norm
 from twinlens.families.config import Config
-from twinlens.ops import Embed, Mix, PositionEmbed, RotaryTable, Unembed
+from twinlens.ops import Embed, Mix, PositionEmbed, RotaryTable, Select, Unembed
 from twinlens.spec import Shape, Step, Weight
 
 
@@ -128,6 +129,21 @@ def activation(c: Config, *keys: str, default: str) -> tuple[str, str]:
             f"add it to twinlens/ops/mlp.py"
         )
     return ACTIVATION_NAMES[name], "plain" if name == "gelu_new" else "kernel"
+
+
+def select(c: Config, shape: Shape, top_k: int, **fields: Any) -> Select:
+    """How a config says that experts are chosen; `top_k` of them where it does not say how many.
+
+    Raises ConfigError for more than there are, and for groups that are not of one size.
+    """
+    op, experts = Select(c.get("num_experts_per_tok", default=top_k), **fields), shape.experts or 0
+    among = experts // op.groups * op.top_groups
+    if experts % op.groups or not 0 < op.top_groups <= op.groups or not 0 < op.top_k <= among:
+        raise ConfigError(
+            f"the config asks for {op.top_k} of {experts} experts, from {op.top_groups} of {op.groups} groups; there "
+            "are not as many: correct num_experts_per_tok, n_group and topk_group in config.json"
+        )
+    return op
 
 
 EXPERT_KERNELS = {"eager": "loop", "grouped_mm": "grouped", "batched_mm": "rows"}
