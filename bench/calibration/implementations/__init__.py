@@ -10,11 +10,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.calibration.implementations import litgpt
+from bench.calibration.implementations import litgpt, scratch
 from bench.calibration.implementations.row import Row
 
 INSTALLED = Path("build/foreign")
-IMPLEMENTATIONS: Mapping[str, Mapping[str, Row]] = {"litgpt": litgpt.ROWS}
+IMPLEMENTATIONS: Mapping[str, Mapping[str, Row]] = {"litgpt": litgpt.ROWS, "llms-from-scratch": scratch.ROWS}
 
 
 def reachable() -> None:

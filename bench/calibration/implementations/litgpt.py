@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import tempfile
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
-from bench.calibration.implementations.row import Row
+from bench.calibration.implementations.row import BEFORE, Row, stored
 
-BEFORE = "multiplies by the norm's weight in float32, transformers in bfloat16 (norm.dtype)"
 ADDS = "adds 1 to the norm's weight in bfloat16, transformers in float32 (norm.dtype)"
 SIZES: dict[str, Any] = {
     "n_layer": 3, "n_head": 4, "n_query_groups": 2, "n_embd": 48, "head_size": 12, "intermediate_size": 80,
@@ -49,14 +44,6 @@ def converted(
         return made
 
     return build
-
-
-def stored(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights as a checkpoint has them."""
-    logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        return load_file(Path(folder) / "model.safetensors")
 
 
 def _window(layers: int) -> dict[str, Any]:

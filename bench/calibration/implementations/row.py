@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
+BEFORE = "multiplies by the norm's weight in float32, transformers in bfloat16 (norm.dtype)"
 HALF_TOO = ("float32", "bfloat16")
 
 
@@ -31,4 +36,11 @@ class Row:
     dtypes: tuple[str, ...] = HALF_TOO
     why: str = ""
     """Why not bfloat16 too."""
-    longest: int = 120
+
+
+def stored(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights as a checkpoint has them."""
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return load_file(Path(folder) / "model.safetensors")
