@@ -71,3 +71,15 @@ def test_half_a_gauge_is_a_cause() -> None:
     report = compared(half)
     assert report.verdict == "different"
     assert {i for c in report.causes for i in c.layers} == {1}
+
+
+@pytest.mark.parametrize("readers", [("q_proj",), ("q_proj", "k_proj"), ("v_proj",)], ids=str)
+def test_a_norm_that_is_folded_into_some_of_its_readers_is_a_fault(readers: tuple[str, ...]) -> None:
+    def folded(m: Any) -> None:
+        norm = layers(m)[1].input_layernorm.weight
+        for name in readers:
+            getattr(layers(m)[1].self_attn, name).weight.mul_(norm)
+        norm.fill_(1.0)
+
+    report = compared(folded)
+    assert (report.verdict, report.gauges) == ("different", [])

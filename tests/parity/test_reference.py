@@ -119,3 +119,12 @@ def test_a_reference_that_is_finer_than_declared_is_an_order() -> None:
     reference = fault.reference()
     report = twinlens.compare(fault.candidate(reference), reference, tokens=fault.inputs(reference)[0])
     assert (report.verdict, report.causes) == ("rounding", [])
+
+
+def test_a_recording_that_was_written_in_float64_is_what_was_recorded() -> None:
+    model = tiny_llama()
+    tokens = random_tokens(model, 2, 30)
+    _, cache = twinlens.load(model).run_with_cache(tokens)
+    wide = {site: x.double() for site, x in cache.items() if x.is_floating_point()}
+    report = twinlens.compare(model, twinlens.Recording.from_tensors(wide, tokens=tokens))
+    assert (report.verdict, report.causes) == ("identical", [])

@@ -14,7 +14,7 @@ from torch import Tensor
 from twinlens import sites
 from twinlens.parity.changes import SetField, Use
 from twinlens.parity.hypotheses import show
-from twinlens.parity.merged import Meter, merge
+from twinlens.parity.merged import Merged, Meter, merge
 from twinlens.parity.result import Examination
 from twinlens.parity.score import Scorer
 from twinlens.spec import Spec, Weights
@@ -32,15 +32,21 @@ def carried_over(
         for end, inner in _ends(spec, seen, targets):
             worst = max(r.wide for t in targets if (r := examined[t].ratio) is not None)
             shown = {s: x for s, x in seen.items() if s not in inner}
-            merged = next(m for m in merge(spec, shown, weights, meter) if m.target == end)
-            ratio = Scorer(merged, spec).base.ratio
-            if ratio.is_rounding and ratio.wide < _GONE * worst:
+            leads = [m for m in merge(spec, shown, weights, meter) if m.target == end or _passes(m, inner)]
+            ratios = {m.target: Scorer(m, spec).base.ratio for m in leads}
+            ratio = ratios[end]
+            if all(r.is_rounding and r.wide < _GONE * worst for r in ratios.values()):
                 words.append(_words(end, targets, examined, spec))
                 for site in (*inner, end):
                     if site in examined and examined[site].status in ("explained", "different"):
                         examined[site] = Examination(site, "rounding", ratio=ratio)
                 break
     return words
+
+
+def _passes(m: Merged, inner: list[str]) -> bool:
+    """Whether a step goes through what is hidden: whoever else reads it must be as it was, too."""
+    return any(s.writes in inner for s in m.steps)
 
 
 def _layers(examined: Mapping[str, Examination]) -> Iterator[list[str]]:

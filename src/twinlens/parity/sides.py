@@ -29,7 +29,7 @@ class Side:
     def of(cls, recording: Recording, spec: Spec) -> Side:
         """The first call of a recording."""
         given = inputs_of(recording, spec.inputs)
-        sites = {name: tensor.detach() for name, tensor in {**recording.first.sites, **given}.items()}
+        sites = {n: _as_made(x.detach(), spec.dtype) for n, x in {**recording.first.sites, **given}.items()}
         own = {name: tensor.detach() for name, tensor in recording.weights.items()}
         return cls(sites, own, recording.weights_equal)
 
@@ -42,6 +42,15 @@ class Side:
             self.known |= {name}
             return
         self.known -= {name}
+
+
+def _as_made(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor that is written in float64 and whose entries are those of a narrower dtype, in that."""
+    if x.dtype == torch.float64:
+        for made in (dtype, torch.float32):
+            if equal((narrow := x.to(made)).double(), x):
+                return narrow
+    return x
 
 
 def inputs_of(recording: Recording, changes: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
