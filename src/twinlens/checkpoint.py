@@ -147,10 +147,10 @@ class Checkpoint:
 
     def _check_shape(self, step: Step, argument: str, name: str, transposed: bool, sizes: dict[str, int]) -> None:
         found = self.shape_of(name)
-        seen = (*found[:-2], *found[:-3:-1]) if transposed else found
+        seen = _turned(found) if transposed else found
         expected = _expected(step, argument, len(found), sizes, seen)
         if expected is not None and seen != expected:
-            stored = (*expected[:-2], *expected[:-3:-1]) if transposed else expected
+            stored = _turned(expected) if transposed else expected
             raise CheckpointError(
                 f"{self.resolve(name)} in {self._where} has the shape {list(found)}; the config "
                 f"asks for {list(stored)} ({argument} of {step.writes}): the config does not "
@@ -217,6 +217,11 @@ def _sizes(shape: Shape) -> dict[str, int]:
     """The length of each axis that the config fixes."""
     sizes = shape.axes | {"f": (shape.heads + 2 * shape.kv_heads) * shape.head_width}
     return sizes if shape.positions is None else sizes | {"positions": shape.positions}
+
+
+def _turned(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a transposed matrix, or of a row of them."""
+    return (*shape[:-2], shape[-1], shape[-2])
 
 
 def _expected(

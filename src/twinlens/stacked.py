@@ -30,15 +30,15 @@ class Stacked:
         self._parts: dict[str, list[tuple[str, ...]]] = {}
         """For each joined name and each expert, the names of its parts."""
         self._same: dict[str, str] = {}
-        single: dict[tuple[str, int], dict[str, str]] = {}
+        single: dict[str, dict[int, dict[str, str]]] = {}
         for name in tensors.names():
             match = _EXPERT.fullmatch(name)
             if match is None:
                 self._same[name.replace(*_OLDER)] = name
             else:
-                single.setdefault((match[1], int(match[2])), {})[match[3]] = name
-        for prefix in dict.fromkeys(prefix for prefix, _ in single):
-            self._join(prefix, {number: parts for (p, number), parts in single.items() if p == prefix})
+                single.setdefault(match[1], {}).setdefault(int(match[2]), {})[match[3]] = name
+        for prefix, experts in single.items():
+            self._join(prefix, experts)
         self._made: dict[str, Tensor] = {}
 
     def _join(self, prefix: str, experts: dict[int, dict[str, str]]) -> None:

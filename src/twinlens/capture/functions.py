@@ -12,8 +12,7 @@ FACTORIES = frozenset(
 ) | {"new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"}
 """Functions whose result has a shape or a dtype of what they are given, and nothing of its values."""
 
-UNWRITTEN = frozenset(("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"))
-"""Functions that give memory as it was left: by the same code on the same tokens, perhaps, and so what is to come."""
+_UNWRITTEN = frozenset(("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"))
 
 _SILENT = frozenset(("__set__", "requires_grad_", "is_floating_point", "size", "dim", "__len__", "is_complex"))
 """Functions that make no tensor."""
@@ -31,7 +30,8 @@ class Function:
     """A function of torch.
 
     `attribute`: it reads one of a tensor. `silent`: it makes no tensor. `writes`: into its first argument, as torch
-    names such functions: a trailing underscore, `__iadd__`. `factory`: see `FACTORIES`.
+    names such functions: a trailing underscore, `__iadd__`. `factory`: see `FACTORIES`. `unwritten`: it gives memory
+    as it was left, by the same code on the same tokens, perhaps, and so what is to come.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Function:
     silent: bool
     writes: bool
     factory: bool
+    unwritten: bool
 
 
 def function(func: Any) -> Function:
@@ -48,7 +49,7 @@ def function(func: Any) -> Function:
     if attribute:
         name = getattr(func.__self__, "__name__", "property")
     writes = name[-1:] == "_" and (name[-2:] != "__" or name in _MUTATING)
-    return Function(name, attribute, name in _SILENT, writes and not attribute, name in FACTORIES)
+    return Function(name, attribute, name in _SILENT, writes and not attribute, name in FACTORIES, name in _UNWRITTEN)
 
 
 _known = dict[Hashable, Function]()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from twinlens.capture.calling import Call, invoke
-from twinlens.capture.functions import UNWRITTEN, Function, function, function_of_c
+from twinlens.capture.functions import Function, function, function_of_c
 from twinlens.capture.graph import ALIAS, LEAF, Graph, Node
 from twinlens.capture.memory import exchanged, form, memory_of, overlap, signature, tensors, written_by
 from twinlens.capture.patched import asked
@@ -119,7 +119,7 @@ class Tracer(TorchFunctionMode):
 
     def _made(self, what: Function, inputs: tuple[int, ...], out: Any) -> Any:
         """A call's result, as nodes; a tensor that the function was given is none."""
-        if what.name in UNWRITTEN and isinstance(out, Tensor) and out.is_floating_point():
+        if what.unwritten and isinstance(out, Tensor) and out.is_floating_point():
             out.fill_(_NOTHING)
         inputs = () if what.factory else inputs
         if isinstance(out, Tensor):

@@ -117,6 +117,11 @@ class Op:
         return dataclasses.replace(self, **changes)
 
 
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """`x` times a number that is not 1; a tensor in its place, of which there may be a derivative, always counts."""
+    return x if isinstance(factor, float) and factor == 1.0 else x * factor
+
+
 def cast(x: Tensor, to: torch.dtype | None) -> Tensor:
     """`x` in a precision, where one is given."""
     return x if to is None else x.to(to)

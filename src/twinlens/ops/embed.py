@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from twinlens.fields import FACTOR, integer, number, order
-from twinlens.ops.base import Op
+from twinlens.ops.base import Op, scaled
 from twinlens.shapes import Float, Int
 
 
@@ -57,7 +57,7 @@ class Branch(Op):
     factor: float = number(1.0, parameter="residual.scale", within=FACTOR, natural=(0.0, 1.0))
 
     def __call__(self, y: Float[Tensor, "b p d"]) -> Float[Tensor, "b p d"]:
-        return y if isinstance(self.factor, float) and self.factor == 1.0 else y * self.factor
+        return scaled(y, self.factor)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Add(Op):
     association: str = order("left", "right")
 
     def __call__(self, x: Float[Tensor, "*shape"], *added: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        terms = [x, *(y if isinstance(self.factor, float) and self.factor == 1.0 else y * self.factor for y in added)]
+        terms = [x, *(scaled(y, self.factor) for y in added)]
         return reduce(torch.add, terms if self.association == "left" else reversed(terms))
 
     def magnitude(self, x: Tensor, *added: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from twinlens.fields import FACTOR, choice, integer, number, order, precision
-from twinlens.ops.base import Op, cast
+from twinlens.ops.base import Op, cast, scaled
 from twinlens.ops.mlp import ACTIVATION_NAMES, act_size, activated
-from twinlens.ops.project import summed
+from twinlens.ops.project import multiply, product_size
 from twinlens.shapes import Float, Int
 
 _ENTERS = "mlp.router.hook_weights"
@@ -36,8 +36,7 @@ class RouterLogits(Op):
         return F.linear(cast(x, self.dtype), cast(W, self.dtype), None if b is None else cast(b, self.dtype))
 
     def magnitude(self, x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
-        y = summed(F.linear(x.square(), W.square()), W.shape[1])
-        return y if b is None else y + b.abs()
+        return product_size(x, W, b)
 
 
 @dataclass(frozen=True)
@@ -109,9 +108,7 @@ class RouterWeights(Op):
             weights = SCORES[self.score](x).gather(-1, chosen)
         if self.norm == "sum":
             weights = weights / weights.sum(-1, keepdim=True)
-        if not (isinstance(self.scale, float) and self.scale == 1.0):
-            weights = weights * self.scale
-        return weights.to(logits.dtype if self.out is None else self.out)
+        return scaled(weights, self.scale).to(logits.dtype if self.out is None else self.out)
 
     def magnitude(self, logits: Tensor, chosen: Tensor) -> Tensor:
         x = logits.gather(-1, chosen) if self.over == "chosen" else logits
@@ -191,14 +188,12 @@ class Experts(Op):
         rows, total = x.flatten(0, 1), torch.zeros_like(x).flatten(0, 1)
         for e, at, slot in _hit(chosen.flatten(0, 1), len(U)):
             y = F.linear(rows[at], U[e], None if a is None else a[e])
-            size = summed(F.linear(rows[at].square(), U[e].square()), U.shape[2])
             gate, up = self._parts(y)
-            gate_size, up_size = self._parts(size if a is None else size + a[e].abs())
+            gate_size, up_size = self._parts(product_size(rows[at], U[e], None if a is None else a[e]))
             active = act_size(self.act, gate)
             steep = 2.0 * gate.abs() if self.act == "relu2" else 1.2
             h = active * (2 * (up + self.shift).abs() + up_size) + steep * gate_size * (up + self.shift).abs()
-            out = summed(F.linear(h.square(), V[e].square()), V.shape[2])
-            out = out if c is None else out + c[e].abs()
+            out = product_size(h, V[e], None if c is None else c[e])
             total.index_add_(0, at, out * weights.flatten(0, 1)[at, slot, None].abs() * 2)
         return total.view(x.shape)
 
@@ -212,7 +207,7 @@ class WithShared(Op):
     factor: float = number(1.0, parameter="experts.shared", signed=True, within=(-16.0, 16.0), natural=(0.0, 1.0))
 
     def __call__(self, chosen: Float[Tensor, "b p d"], shared: Float[Tensor, "b p d"]) -> Float[Tensor, "b p d"]:
-        return chosen + (shared if isinstance(self.factor, float) and self.factor == 1.0 else shared * self.factor)
+        return chosen + scaled(shared, self.factor)
 
     def magnitude(self, chosen: Tensor, shared: Tensor) -> Tensor:
         return chosen.abs() + (self.factor * shared).abs()
@@ -232,20 +227,15 @@ def _hit(chosen: Int[Tensor, "n t"], experts: int) -> list[tuple[int, Tensor, Te
     return found
 
 
-def _multiplied(op: Experts, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    if op.product == "linear":
-        return F.linear(x, W, b)
-    y = x @ W.mT
-    return y if b is None else y + b
-
-
 def _loop(
     op: Experts, x: Tensor, chosen: Tensor, weights: Tensor, U: Tensor, V: Tensor, a: Tensor | None, c: Tensor | None
 ) -> Tensor:
+    def product(x: Tensor, W: Tensor, b: Tensor | None, e: int) -> Tensor:
+        return multiply(x, W[e], None if b is None else b[e], op.product, 0, False)
+
     total = torch.zeros_like(x)
     for e, at, slot in _hit(chosen, len(U)):
-        h = op.hidden(_multiplied(op, x[at], U[e], None if a is None else a[e]))
-        y = _multiplied(op, h, V[e], None if c is None else c[e]) * weights[at, slot, None]
+        y = product(op.hidden(product(x[at], U, a, e)), V, c, e) * weights[at, slot, None]
         total = total.index_add(0, at, y.to(total.dtype))
     return total
 

@@ -42,8 +42,7 @@ class Project(Op):
         return y.unflatten(-1, (self.heads, -1)) if self.heads else y
 
     def magnitude(self, x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
-        y = summed(F.linear(x.flatten(2).square(), W.square()), W.shape[1])
-        y = y if b is None else y + b.abs()
+        y = product_size(x.flatten(2), W, b)
         return y.unflatten(-1, (self.heads, -1)) if self.heads else y
 
 
@@ -173,8 +172,7 @@ class Unembed(Op):
         return value / self.factor
 
     def magnitude(self, x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
-        y = summed(F.linear(x.square(), W.square()), W.shape[1])
-        y = (y if b is None else y + b.abs()) * abs(float(self.factor))
+        y = product_size(x, W, b) * abs(float(self.factor))
         return y if self.softcap is None else y + self(x, W, b).abs()
 
 
@@ -192,6 +190,12 @@ def summed(squares: Tensor, terms: Tensor | int) -> Tensor:
     at its size, and n roundings add up as √n (Higham and Mary 2019).
     """
     return (squares * terms).sqrt()
+
+
+def product_size(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """What one unit of roundoff in W x + b is multiplied by."""
+    y = summed(F.linear(x.square(), W.square()), W.shape[1])
+    return y if b is None else y + b.abs()
 
 
 def multiply(x: Tensor, W: Tensor, b: Tensor | None, how: str, heads: int, from_heads: bool) -> Tensor:

@@ -70,9 +70,9 @@ class Merged:
     @cached_property
     def value(self) -> Tensor:
         """What the run itself has at the target."""
-        return self._compared(self.sites[self.target])
+        return self.compared(self.sites[self.target])
 
-    def _compared(self, value: Tensor, rows: Rows | None = None) -> Tensor:
+    def compared(self, value: Tensor, rows: Rows | None = None) -> Tensor:
         """A choice by what was chosen (`Op.compared`), as the steps give scores whatever a variant makes of them."""
         step = self.steps[-1]
         if not step.op.chooses:
@@ -107,11 +107,11 @@ class Merged:
         steps = variant.steps(self.kernel_steps)
         if steps[-1].op.fused() is None or len(list(units(steps))) == len(steps):
             steps = variant.steps(self.steps)
-        return self._compared(self._run(steps, variant)[self.target])
+        return self.compared(self._run(steps, variant)[self.target])
 
     def stepwise(self, variant: Variant = Variant()) -> Tensor:
         """The target from the sites shown right before it: what a kernel computes once more is judged at its own."""
-        return self._compared(self._run(variant.steps(self.steps), variant)[self.target])
+        return self.compared(self._run(variant.steps(self.steps), variant)[self.target])
 
     def plain(self, variant: Variant = Variant()) -> dict[str, Tensor]:
         """All that the steps write, each by itself, in the declared dtype."""
@@ -214,15 +214,13 @@ class Oracle:
     def __call__(self, variant: Variant, noise: Noise | None = None) -> Tensor:
         """The target under a variant's changes."""
         step, reads, arguments = self._last(variant, noise)
-        return self._told(step.op(*reads, **arguments))
+        return self.merged.compared(step.op(*reads, **arguments), self.rows)
 
     def with_magnitude(self, variant: Variant) -> tuple[Tensor, Tensor]:
         """The target, and what one unit of roundoff in its own step is multiplied by."""
         step, reads, arguments = self._last(variant, None)
-        return self._told(step.op(*reads, **arguments)), step.op.magnitude(*reads, **arguments)
-
-    def _told(self, value: Tensor) -> Tensor:
-        return self.merged._compared(value, self.rows)  # pyright: ignore[reportPrivateUsage]  # its other half
+        value = self.merged.compared(step.op(*reads, **arguments), self.rows)
+        return value, step.op.magnitude(*reads, **arguments)
 
     def _last(self, variant: Variant, noise: Noise | None) -> tuple[Step, list[Tensor], dict[str, Tensor]]:
         """The target's own step, with all that it reads."""

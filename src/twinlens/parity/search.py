@@ -167,9 +167,10 @@ class Search:
     def _with_seen_weights(self, start: Found) -> Found:
         """Weights that are known to differ are taken as they are: all, or those that bring the step nearer."""
         seen = weighing.seen(self.merged, self.spec, self.own)
-        together = self._judged(Found(start.variant + tuple(seen), self.base)) if len(seen) > 1 else start
-        if len(seen) > 1 and self._settled(together):
-            return self.scorer.pruned(together)
+        if len(seen) > 1:
+            together = self._judged(Found(start.variant + tuple(seen), self.base))
+            if self._settled(together):
+                return self.scorer.pruned(together)
         for use in seen:
             score = self.scorer.score(start.variant + (use,))
             if score < start.score:
