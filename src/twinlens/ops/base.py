@@ -104,13 +104,13 @@ class Op:
 
         It is the oracle, and what derivatives are taken of.
         """
-        return self.replace(
-            **{
-                name: torch.float64 if kind.name == "dtype" else kind.alternatives[0]
-                for name, kind, _ in kinds(self)
-                if kind.name in ("dtype", "order")
-            }
-        )
+        fields = dict[str, Any]()
+        for name, kind, value in kinds(self):
+            if kind.name == "dtype" or isinstance(value, torch.dtype):  # what a result is stored in rounds it, too
+                fields[name] = torch.float64
+            elif kind.name == "order":
+                fields[name] = kind.alternatives[0]
+        return self.replace(**fields)
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""

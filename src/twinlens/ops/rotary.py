@@ -68,8 +68,7 @@ class RotaryTable(Op):
         angles = cast(angles, self.angle_dtype).to(angles.dtype)
         angles = torch.cat((angles, angles), dim=-1)
         table = (angles.cos() if self.wave == "cos" else angles.sin()) * self.attention_factor
-        table = cast(table, self.table_dtype)
-        return table if self.dtype == torch.float64 and self.table_dtype == torch.float64 else table.to(self.out)
+        return cast(table, self.table_dtype).to(self.out)
 
     def frequencies(self, among: Int[Tensor, "b p"]) -> Float[Tensor, " half"]:
         """Radians per position, [width / 2], where these positions are in use."""
