@@ -20,7 +20,7 @@ from twinlens.parity.rounding import equal
 from twinlens.recording import Recording
 from twinlens.sites import split
 from twinlens.spec import Spec
-from twinlens.subjects import Declaration, Recorded, Say, Subject, agreed, declared_at, say_nothing, subject
+from twinlens.subjects import Declaration, Live, Recorded, Say, Subject, agreed, declared_at, say_nothing, subject
 
 Tokens = Tensor | Sequence[Sequence[int]]
 
@@ -138,6 +138,9 @@ def run(
     if found.verdict == "different":
         runs = zip(("reference", "candidate"), sides, (first, second), strict=True)
         found.unsteady = [name for name, side, recording in runs if not _is_steady(side, recording)]
+    for name, side in zip(("reference", "candidate"), sides, strict=True):
+        if isinstance(side, Live) and side.drops:
+            found.training.append(name)
     values = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
     return Report(**values, judge=judged, declared=declared, sides=sides, tokens=tokens, mask=mask, level=sites)
 

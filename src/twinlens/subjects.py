@@ -132,12 +132,24 @@ class Live:
 
     @contextmanager
     def _in_evaluation(self) -> Generator[None]:
-        training = self.module.training
+        training = [m for m in self.module.modules() if m.training]
         self.module.eval()
         try:
             yield
         finally:
-            self.module.train(training)
+            for module in training:
+                module.training = True
+
+    @property
+    def drops(self) -> bool:
+        """Whether a call as it stands would drop out at random what it computes."""
+        return any(m.training and any(map(_is_chance, vars(m).items())) for m in self.module.modules())
+
+
+def _is_chance(attribute: tuple[str, Any]) -> bool:
+    """A probability of dropping out: `p` of torch's own modules, `attention_dropout`, `resid_pdrop` and the like."""
+    name, value = attribute
+    return (name == "p" or "drop" in name) and isinstance(value, float) and value > 0.0
 
 
 @dataclass

@@ -183,11 +183,11 @@ def _by_row(case: Case) -> tuple[bool, ...]:
 def test_a_row_needs_what_by_row_says(name: str, data: st.DataObject) -> None:
     case = data.draw(cases(name)).to(torch.float64)
     for op in each(case.op, "choice"):
-        whole = case(op)
+        whole, rounding = case(op), C * 2**-53 * Case(op, case.reads, case.weights).magnitude() + 1e-300
         axis = 2 if name in ("Scores", "Softmax") else 1
         for p in (0, 3, 4):
             alone = slices(case, p)(op)
-            assert torch.allclose(alone, whole.narrow(axis, p, 1), rtol=1e-12, atol=1e-12)
+            assert (_error(alone, whole.narrow(axis, p, 1)) <= rounding.narrow(axis, p, 1)).all()
 
 
 _OTHERWISE = ("RouterLogits", "Select", "Unembed")

@@ -51,6 +51,7 @@ def drawn(seed: int) -> Result:
         cost=error(r),
         diagnosis_cost=error(r),
         unsteady=some(r, words, 2),
+        training=some(r, words, 2),
         mended=some(r, words, 3),
     )
 

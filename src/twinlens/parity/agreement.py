@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from twinlens import sites
-from twinlens.parity.changes import SetField, Variant, slot
+from twinlens.parity.changes import Change, SetField, Variant, concerns, slot
 from twinlens.parity.closed_form import closed_form
 from twinlens.parity.examine import Examiner
 from twinlens.parity.merged import Merged
@@ -57,6 +57,7 @@ class Agreement:
         """Change examinations in place, wherever the same is said with less, or more is said now."""
         if not any(e.status == "explained" for e in self.examined.values()):
             return
+        self._refuted()
         self._one_value()
         if self._one_cause():
             self._one_value()
@@ -67,6 +68,24 @@ class Agreement:
         if target not in self._scorers:
             self._scorers[target] = Scorer(self.merged[target], self.spec)
         return self._scorers[target]
+
+    def _refuted(self) -> None:
+        """A step that is explained by what all layers share, where another layer is as it was and could not be."""
+        for target, e in self.examined.items():
+            if e.status != "explained" or sites.split(target)[0] is None:
+                continue
+            shared = [c for c in e.changes.changes if all(sites.split(s)[0] is None for s in concerns(c))]
+            fixed = {s for c in shared if any(self._denies(t, c) for t in self.examined) for s in concerns(c)}
+            if fixed:
+                self.examined[target] = self.examiner(self.merged[target], fixed=frozenset(fixed))
+
+    def _denies(self, target: str, change: Change) -> bool:
+        """Whether a step that is as it was would not be under a change."""
+        m, e = self.merged[target], self.examined[target]
+        if e.status in ("explained", "different") or not {s.writes for s in m.steps}.intersection(concerns(change)):
+            return False
+        scorer = self._scorer(target)
+        return not scorer.judged(Variant((change,))).ratio.is_rounding
 
     def _more(self) -> bool:
         """What the others have, where a step is not explained by less, or tells it beside its own changes."""
@@ -130,7 +149,9 @@ class Agreement:
         return Found(variant, score, e.intervals | {slot(change): wide}, names)
 
     def _take(self, target: str, found: Found) -> None:
-        self.examined[target] = self.examiner.solved(self.merged[target], self._scorer(target), found)
+        before, e = self.examined[target], self.examiner.solved(self.merged[target], self._scorer(target), found)
+        same = [slot(c) for c in before.changes.changes] == [slot(c) for c in e.changes.changes]
+        self.examined[target] = replace(e, rivals=before.rivals if same else ())
 
     # one cause ----------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from twinlens import sites
 from twinlens.parity import hypotheses, orders
-from twinlens.parity.changes import SetField, Use, Variant, slot
+from twinlens.parity.changes import SetField, Use, Variant, concerns, slot
 from twinlens.parity.elsewhere import Elsewhere, told
 from twinlens.parity.faint import faint
 from twinlens.parity.merged import Merged
@@ -45,8 +45,8 @@ class Examiner:
         self._tied: list[Variant] = []
         self._elsewhere = Elsewhere(spec)
 
-    def __call__(self, m: Merged, *, hasty: bool = False) -> Examination:
-        """The ladder for one step; `hasty`: only what is found soon."""
+    def __call__(self, m: Merged, *, hasty: bool = False, fixed: frozenset[str] = frozenset()) -> Examination:
+        """The ladder for one step; `hasty`: only what is found soon; `fixed`: sites whose steps are as declared."""
         self.native = m.native()
         if (
             equal(m.target, self.native.to(m.value.dtype), m.value, m.sites["mask"])
@@ -55,11 +55,11 @@ class Examiner:
             return Examination(m.target, "innocent", exact=True, exact_without_orders=True)
         before = m.meter.spent
         try:
-            return self._look(m, hasty=hasty)
+            return self._look(m, hasty, fixed)
         finally:
             self.diagnosis_cost += m.meter.spent - before
 
-    def _look(self, m: Merged, *, hasty: bool) -> Examination:
+    def _look(self, m: Merged, hasty: bool, fixed: frozenset[str]) -> Examination:
         order = self._order(m, Variant(), deep=sites.generic(m.target) not in self._no_orders)
         if order is not None:
             return Examination(m.target, "order", orders=order, exact=True)
@@ -68,7 +68,7 @@ class Examiner:
             self._remember(self._changes, m, sharper)
             proof = "no declared precision gives these bits, this one gives every bit"
             return Examination(m.target, "explained", sharper, proof=proof, exact=True, exact_without_orders=True)
-        search = Search(m, self.spec, self.own, self.known)
+        search = Search(m, self.spec, self.own, self.known, fixed)
         ratio = search.base.ratio
         weights_differ = any(w.name in self.own for s in m.steps for _, w in s.weights)
         if ratio.is_close and not weights_differ:
@@ -80,11 +80,13 @@ class Examiner:
         patience = PATIENCE / (1 + self._in_vain[kind] * _LESS)
         if hasty:
             patience = min(HASTE, patience)
-        found = search.run(self.proposals(m), thorough=not ratio.is_rounding, patience=patience)
+        proposals = [p for p in self.proposals(m) if not any(fixed.intersection(concerns(c)) for c in p.changes)]
+        found = search.run(proposals, thorough=not ratio.is_rounding, patience=patience)
         if found is None or not found.variant or not search.explains(found):
             self._in_vain[kind] += search.is_exhausted and not hasty
             return replace(self._unsolved(m, search, found), is_unfinished=search.is_exhausted)
-        return self.solved(m, search.scorer, self._sharpened(search.scorer, search.numbers.renamed(found)))
+        found = self._sharpened(search.scorer, search.rivals.renamed(found))
+        return replace(self.solved(m, search.scorer, found), rivals=search.rivals.of(found))
 
     def _sharpened(self, scorer: Scorer, found: Found) -> Found:
         """With an interval for each number that was taken over from another step; what this step does not tell goes."""

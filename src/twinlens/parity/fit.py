@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from twinlens.fields import Kind, from_smooth, kinds, to_smooth
-from twinlens.parity.changes import SetField, Variant, twins
+from twinlens.fields import FACTOR, Kind, from_smooth, kinds, to_smooth
+from twinlens.parity.changes import Change, SetField, Use, Variant, twins
 from twinlens.parity.merged import Oracle
 from twinlens.parity.rounding import by_rows, difference
-from twinlens.spec import Step
+from twinlens.spec import Step, Weights
 
 _ITERATIONS = 12
 _NEAR_OFF = 1e-12
@@ -39,6 +39,40 @@ class Number:
         """Its smooth coordinate; just beside off where it is off."""
         return to_smooth(self.kind, self.value) if self.value is not None else _NEAR_OFF
 
+    def change(self, value: Any) -> Change:
+        """The change that gives it a value."""
+        return SetField(self.sites, self.name, value)
+
+
+_FACTOR = Kind("number", "weight", signed=True, within=(-FACTOR[1], FACTOR[1]))
+
+
+@dataclass(frozen=True)
+class Factor(Number):
+    """A factor of all entries of a weight that nobody saw; its field's name is the step's for the weight."""
+
+    weight: str
+    """The checkpoint's name."""
+    tensor: Tensor = field(compare=False, repr=False)
+
+    def change(self, value: Any) -> Change:
+        """The scaled tensor in the weight's place; in float64 while a derivative is taken."""
+        scaled = value * self.tensor.double()
+        if isinstance(value, Tensor):
+            return Use(self.site, self.name, scaled, self.weight, "")
+        rounded = scaled.to(self.tensor.dtype)
+        return Use(self.site, self.name, rounded, self.weight, f"all entries: times {value:.6g}", self.weight)
+
+
+def factors(steps: Iterable[Step], weights: Weights, seen: Collection[str]) -> list[Factor]:
+    """One for each weight of some steps but those that were seen; biases are none of them."""
+    return [
+        Factor((step.writes,), argument, _FACTOR, 1.0, weight.name, weights(weight.name))
+        for step in steps
+        for argument, weight in step.weights
+        if argument != "b" and weight.name not in seen
+    ]
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -48,10 +82,6 @@ class Fitted:
     values: tuple[float | None, ...]
     errors: tuple[float, ...]
     rms: float
-
-    def variant(self) -> Variant:
-        """The fields with their values."""
-        return Variant(tuple(SetField(n.sites, n.name, v) for n, v in zip(self.numbers, self.values, strict=True)))
 
 
 def numbers(steps: Iterable[Step]) -> list[Number]:
@@ -99,7 +129,7 @@ class Fit:
         """The oracle's output as a function of the smooth coordinates."""
 
         def f(at: Tensor) -> Tensor:
-            changes = [SetField(n.sites, n.name, from_smooth(n.kind, at[i])) for i, n in enumerate(chosen)]
+            changes = [n.change(from_smooth(n.kind, at[i])) for i, n in enumerate(chosen)]
             return self.oracle(self.base + changes)
 
         return f

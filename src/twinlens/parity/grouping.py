@@ -99,6 +99,8 @@ def _cause(spec: Spec, change: Change, target: str, e: Examination, changed: Col
     if isinstance(change, Feed):
         described.append(f"{change.name} {change.value}")
     described.append(e.proof)
+    if e.rivals:
+        described.append(f"not told here from {' or '.join(e.rivals)}")
     solved = e.status == "explained"
     if not solved:
         described.append(f"explains {e.share:.0%} of the error of {target}")

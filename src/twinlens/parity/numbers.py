@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from twinlens.parity.changes import Change, Leave, SetField, Variant, slot
+from twinlens.parity.changes import Change, Leave, SetField, Use, Variant, slot
 from twinlens.parity.closed_form import closed_form
-from twinlens.parity.fit import Fit, Fitted, Number, alike, interval, numbers
+from twinlens.parity.fit import Fit, Fitted, Number, alike, factors, interval, numbers
 from twinlens.parity.merged import Rows
 from twinlens.parity.rounding import Scale
 from twinlens.parity.score import MOSTLY, REDUNDANT, Found, Scorer
@@ -34,9 +34,6 @@ _OFF = 1.2
 """A number that may be off is off if that leaves no more than this."""
 _SHARP = 0.4
 """The part of a change that its statistical interval may be wide: it is then twenty standard errors."""
-_ALIKE = 0.999
-"""The cosine of two derivatives from which on no value tells their numbers apart: what acts in the same way is 1 to
-the last digits."""
 _ASIDE = 5.0
 """A constant that was rounded on its way may lie so many half intervals from the number with a name."""
 
@@ -44,8 +41,10 @@ _ASIDE = 5.0
 class Numbers:
     """Estimates the number fields of one merged step."""
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: Scorer, seen: Collection[str] = (), fixed: Collection[str] = ()) -> None:
+        """`seen` are the weights that are known, `fixed` the sites whose steps are as they are declared."""
         self.scorer, self.merged, self.spec = scorer, scorer.merged, scorer.spec
+        self.seen, self.fixed = seen, fixed
         self.nearest: Found | None = None
 
     def keep(self, found: Found) -> None:
@@ -55,7 +54,7 @@ class Numbers:
 
     def fewest(self, start: Found) -> Found | None:
         """The fewest numbers that bring the step nearest, by derivative, on top of what is changed already."""
-        fit, free = self.fit(start.variant), self._free(numbers, start.variant)
+        fit, free = self.fit(start.variant), self.free(numbers, start.variant)
         best, chosen = start, list[Number]()
         while len(chosen) < _MOST and len(free) > len(chosen):
             step = self._next_number(fit, chosen, [n for n in free if n not in chosen], start)
@@ -66,9 +65,15 @@ class Numbers:
                 return best
         return self._jointly(fit, free, start) or (best if chosen else None)
 
+    def scaled(self, start: Found) -> Found | None:
+        """The weight that nobody saw and whose factor brings the step nearest."""
+        free = self.free(self.factors, start.variant)
+        step = self._next_number(self.fit(start.variant), [], free, start) if free else None
+        return step[1] if step is not None else None
+
     def everywhere(self, start: Found) -> Found | None:
         """One number, changed wherever it stands with the value that it has, if that explains the step; with a name."""
-        steps, free = start.variant.steps(self.merged.steps), self._free(alike, start.variant)
+        steps, free = start.variant.steps(self.merged.steps), self.free(alike, start.variant)
         step = self._next_number(self.fit(start.variant), [], free, start) if free else None
         if step is None or not self.scorer.is_explained(step[1].score) or not step[1].names:
             return None
@@ -96,48 +101,20 @@ class Numbers:
                 names |= {new: names[old]} if old in names else {}
         return replace(found, variant=Variant(tuple(changes)), intervals=intervals, names=names)
 
-    def renamed(self, found: Found) -> Found:
-        """With a number that has a name in the place of one that acts alike here and has none.
-
-        A factor of hidden rotary tables and a divisor of the scores move the same entries in the same way; sqrt(12)
-        for 4 is likelier than 1.0746 for 1.
-        """
-        for change in found.variant.changes:
-            if not isinstance(change, SetField) or change.value is None or slot(change) in found.names:
-                continue
-            if slot(change) not in found.intervals:
-                continue
-            rest = found.variant.without(change)
-            known = {k: v for k, v in found.intervals.items() if k != slot(change)}
-            start = Found(rest, found.score, known, found.names)
-            for number in self._alike(change, rest):
-                other = self.found(self.fit(rest).run([number]), start)
-                if other is None or len(other.names) == len(found.names) or not self.scorer.is_explained(other.score):
-                    continue
-                if other.score.rms < REDUNDANT * found.score.rms:
-                    return self.renamed(other)
-        return found
-
-    def _alike(self, change: SetField, rest: Variant) -> list[Number]:
-        """Numbers whose derivative has the direction of a changed one's."""
-        free = self._free(numbers, rest)
-        mine = next((i for i, n in enumerate(free) if (n.sites, n.name) == (change.sites, change.name)), None)
-        if mine is None or len(free) < 2:
-            return []
-        _, slopes = self.fit(rest).columns(free, torch.tensor([n.start for n in free], dtype=torch.float64))
-        lengths = slopes.norm(dim=0)
-        cosines = (slopes.T @ slopes[:, mine] / (lengths * lengths[mine]).clamp_min(1e-300)).abs().tolist()
-        return [n for i, n in enumerate(free) if i != mine and cosines[i] > _ALIKE]
-
-    def _free(self, of: Callable[[Iterable[Step]], list[Number]], base: Variant) -> list[Number]:
+    def free(self, of: Callable[[Iterable[Step]], list[Number]], base: Variant) -> list[Number]:
         """Numbers of the changed steps that no change has set or left out."""
         taken = {(s, c.name) for c in base.changes if isinstance(c, SetField) for s in c.sites}
+        taken |= {(c.site, c.argument) for c in base.changes if isinstance(c, Use)}
         gone = {s for c in base.changes if isinstance(c, Leave) for s in c.sites}
         return [
             n
             for n in of(base.steps(self.merged.steps))
-            if not gone.intersection(n.sites) and not taken.intersection((s, n.name) for s in n.sites)
+            if not gone.union(self.fixed).intersection(n.sites) and not taken.intersection((s, n.name) for s in n.sites)
         ]
+
+    def factors(self, steps: Iterable[Step]) -> list[Number]:
+        """A factor for each weight that nobody saw."""
+        return list[Number](factors(steps, self.merged.weights, self.seen))
 
     def sharp(self, found: Found | None) -> Found | None:
         """Below rounding's loose scale numbers count only if they are sharp and take most of the error away."""
@@ -152,7 +129,7 @@ class Numbers:
     def is_off_by_ulps(self) -> bool:
         """Whether one number, moved by no more than two roundings of itself, explains the step: an order (rule 3)."""
         fit, u = self.fit(Variant()), torch.finfo(self.merged.value.dtype).eps / 2
-        for n in self._free(numbers, Variant()):
+        for n in self.free(numbers, Variant()):
             if n.value is None or self.is_staged(n):
                 continue
             value = fit.run([n]).values[0]
@@ -263,22 +240,24 @@ class Numbers:
     def found(self, fitted: Fitted, start: Found) -> Found | None:
         """A fit as changes: numbers that stay within their interval are dropped, the others get their names."""
         u = torch.finfo(self.merged.value.dtype).eps / 2
-        changes: list[SetField] = []
+        changes: list[Change] = []
         intervals, names = dict(start.intervals), dict(start.names)
         for n, value, error in zip(fitted.numbers, fitted.values, fitted.errors, strict=True):
-            change = SetField(n.sites, n.name, value)
+            change = n.change(value)
             if value is not None:
                 low, high = interval(value, error, u)
                 if not all(map(math.isfinite, (value, low, high))) or not n.kind.allows(value):
                     return None
                 if n.value is not None and low <= n.value <= high:
                     continue
-                change, name = self._named(start.variant, change, value, (low, high))
-                if change.value == n.value:
+                named = self._named(start.variant, n, value, (low, high))
+                value = named[0] if named is not None else value
+                if value == n.value:
                     continue
-                if name:
-                    names[slot(change)] = name
-                    low, high = min(low, change.value), max(high, change.value)
+                change = n.change(value)
+                if named is not None:
+                    names[slot(change)] = named[1]
+                    low, high = min(low, value), max(high, value)
                 intervals[slot(change)] = (low, high)
             elif n.value is None:
                 continue
@@ -290,8 +269,8 @@ class Numbers:
         return self._switched_off(found, fitted)
 
     def _named(
-        self, base: Variant, change: SetField, value: float, within: tuple[float, float]
-    ) -> tuple[SetField, str]:
+        self, base: Variant, number: Number, value: float, within: tuple[float, float]
+    ) -> tuple[float, str] | None:
         """The number with a name that a value stands for, if the replay does not get worse by it.
 
         Constants that were rounded on their way lie a little outside a statistical interval; the replay decides.
@@ -300,11 +279,9 @@ class Numbers:
         half = max(_ASIDE * half, 2e-5 * abs(value))
         named = closed_form(value, within) or closed_form(value, (value - half, value + half))
         if named is None or named[0] == value:
-            return change, ""
-        exact = SetField(change.sites, change.name, named[0])
-        if self.scorer.score(base + (exact,)).rms <= 1.01 * self.scorer.score(base + (change,)).rms:
-            return exact, named[1]
-        return change, ""
+            return None
+        exact, estimated = (self.scorer.score(base + (number.change(v),)) for v in (named[0], value))
+        return named if exact.rms <= 1.01 * estimated.rms else None
 
     def _switched_off(self, found: Found, fitted: Fitted) -> Found:
         """A number that hardly acts any more is off."""

@@ -98,6 +98,8 @@ class Result:
     """Those of diagnosing alone."""
     unsteady: list[str] = field(default_factory=list[str])
     """Sides of which a second run gives other bits than the first."""
+    training: list[str] = field(default_factory=list[str])
+    """Sides that are in training mode, and drop out; they were compared in evaluation mode."""
     mended: list[str] = field(default_factory=list[str])
     """What `fix` did to the candidate before this comparison, in its own words."""
 
@@ -116,6 +118,8 @@ class Examination:
     intervals: dict[Any, tuple[float, float]] = field(default_factory=dict[Any, tuple[float, float]])
     names: dict[Any, str] = field(default_factory=dict[Any, str])
     """By what a change changes: the closed form of its number."""
+    rivals: tuple[str, ...] = ()
+    """What this step alone does not tell from its one change, in words."""
     proof: str = ""
     """How far the step was, and what the changes leave."""
     nearest: tuple[str, ...] = ()

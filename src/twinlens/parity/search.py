@@ -13,6 +13,7 @@ from twinlens.parity import hypotheses, orders, solving, weighing
 from twinlens.parity.changes import Change, Leave, SetField, Variant, concerns, slot
 from twinlens.parity.merged import Exhausted, Merged
 from twinlens.parity.numbers import Numbers
+from twinlens.parity.rivals import Rivals
 from twinlens.parity.score import REDUNDANT, Found, Score, Scorer
 from twinlens.spec import Spec
 
@@ -38,10 +39,15 @@ Hypothesis = tuple[Change, ...]
 class Search:
     """The hypotheses of one merged step, tried."""
 
-    def __init__(self, merged: Merged, spec: Spec, own: dict[str, Tensor], known: frozenset[str]) -> None:
-        self.merged, self.spec, self.own, self.known = merged, spec, own, known
+    def __init__(
+        self, merged: Merged, spec: Spec, own: dict[str, Tensor], known: frozenset[str],
+        fixed: frozenset[str] = frozenset(),
+    ) -> None:  # fmt: skip
+        """`fixed` are the sites of steps that other ones show to be as they are declared."""
+        self.merged, self.spec, self.own, self.known, self.fixed = merged, spec, own, known, fixed
         self.scorer = Scorer(merged, spec)
-        self.numbers = Numbers(self.scorer)
+        self.numbers = Numbers(self.scorer, known | own.keys(), fixed)
+        self.rivals = Rivals(self.numbers)
         self.base = self.scorer.base
         self.is_exhausted = False
         """Whether the search ended before it was through."""
@@ -89,8 +95,11 @@ class Search:
         if exact is not None:
             return self.scorer.pruned(exact)
         found = self.numbers.fewest(start)
+        is_one = self._settled(found) and len(found.variant.changes) == 1  # type: ignore[union-attr]
+        scaled = None if is_one else self.numbers.scaled(start)
+        good += [scaled] if scaled is not None and self._settled(scaled) else []
         if found is not None and self._settled(found):
-            found = self.numbers.renamed(found)
+            found = self.rivals.renamed(found)
             simplest = found if self._is_plain(found) else self._simplest(found, singles)
             return min([*good, self._left_out(simplest)], key=self._plainness)
         if good:
@@ -116,6 +125,8 @@ class Search:
     def _compound(self) -> Found | None:
         """What is changed at many places at once, by one mistake."""
         for changes in self._compounds:
+            if any(self.fixed.intersection(concerns(c)) for c in changes):
+                continue
             found = Found(Variant(changes), self.scorer.score(Variant(changes)))
             if found.score.rms < _COMPOUND * self.base.rms and self._settled(judged := self._judged(found)):
                 return self.scorer.pruned(judged)
@@ -207,7 +218,7 @@ class Search:
         found: list[Found] = []
         for state in frontier:
             for changes in tried:
-                if any(clash(c, state.variant) for c in changes):
+                if any(clash(c, state.variant) or self.fixed.intersection(concerns(c)) for c in changes):
                     continue
                 variant = state.variant + changes
                 trial = Found(variant, self.scorer.score(variant), dict(state.intervals), dict(state.names))

@@ -51,6 +51,7 @@ def data(report: Result) -> dict[str, Any]:
         "reference_edits": [_cause(c) for c in report.reference_edits],
         "reference_orders": [_order(o) for o in report.reference_orders],
         "unsteady": list(report.unsteady),
+        "training": list(report.training),
         "mended": list(report.mended),
         "findings": [_finding(f) for f in report.findings],
         "cost": plain(report.cost),

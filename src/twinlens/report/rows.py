@@ -85,6 +85,8 @@ def _facts(report: Result) -> Iterator[tuple[str, str]]:
         yield "logits", f"apart by at most {most}, in the mean square by {share} of their size"
     for side in report.unsteady:
         yield "not steady", f"a second run of the {side} gives other logits; switch off what is random in it"
+    for side in report.training:
+        yield "training", f"the {side} is in training mode and drops out; it was compared without, as after eval()"
     for line in report.gauges:
         yield "gauge", line
     if report.flips:
