@@ -18,21 +18,37 @@ def given(
     mask: Tensor | None = None,
     positions: Tensor | None = None,
     changes: Iterable[tuple[str, str]] = (),
+    key_mask: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The sites `tokens`, `positions`, `mask` [b p] and `slots` [p] of one call without a cache.
+    """The sites `tokens`, `positions`, `mask` [b p], `slots` [p] and `key_mask` [b s] of one call.
 
-    `changes` are those that a spec makes of them (`Spec.inputs`).
+    `changes` are those that a spec makes of them (`Spec.inputs`). `key_mask` is of all slots where earlier calls left
+    some: the call's own are the last.
     Positions count from 0 whatever the mask says, as transformers does in a plain forward. They are made of the shape
     of the tokens alone: what is captured while this runs must not take them for something that tokens decide.
     """
+    before = 0 if key_mask is None else key_mask.shape[1] - tokens.shape[1]
+    whole = _inputs(_behind(before, tokens), mask if key_mask is None else key_mask)
+    if positions is not None:
+        whole["positions"] = _behind(before, positions.long().to(tokens.device))
+    whole |= {name: evaluate(text, whole, name) for name, text in changes}
+    own = {name: value[..., before:] for name, value in whole.items()} if before else whole
+    return own | {"key_mask": whole["mask"]}
+
+
+def _behind(before: int, values: Tensor) -> Tensor:
+    """In its slots; what stood in those before is not known, and nothing asks."""
+    return torch.nn.functional.pad(values, (before, 0)) if before else values
+
+
+def _inputs(tokens: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
     slots = torch.arange(tokens.shape[1], device=tokens.device)
-    values = {
+    return {
         "tokens": tokens.long(),
-        "positions": slots.expand(tokens.shape) if positions is None else positions.long().to(tokens.device),
+        "positions": slots.expand(tokens.shape),
         "mask": torch.ones_like(tokens).long() if mask is None else mask.long().to(tokens.device),
         "slots": slots,
     }
-    return values | {name: evaluate(text, values, name) for name, text in changes}
 
 
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -43,10 +59,12 @@ def prepare(
     tokens: Tensor,
     attention_mask: Tensor | None = None,
     positions: Tensor | None = None,
+    before: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The sites `tokens`, `positions`, `mask` [b p] and `slots` [p] of one call without a cache.
+    """The sites `tokens`, `positions`, `mask` [b p], `slots` [p] and `key_mask` [b s] of one call.
 
-    Checked; a spec's own changes (`spec.inputs`) come last.
+    Checked; a spec's own changes (`spec.inputs`) come last. `before` is the mask [b u] of the slots that earlier calls
+    left.
 
     Raises:
         InputError: tokens are empty, no ids of the vocabulary or too long; the mask or positions
@@ -56,8 +74,16 @@ def prepare(
     for name, beside in (("attention_mask", attention_mask), ("positions", positions)):
         if beside is not None:
             _check_beside(name, beside, tuple(tokens.shape))
-    _check_positions(spec.shape, given(tokens, attention_mask, positions)["positions"])
-    return given(tokens, attention_mask, positions, spec.inputs)
+    if before is not None:
+        if before.shape[0] != tokens.shape[0]:
+            raise InputError(
+                f"the calls before ran {before.shape[0]} rows and this one has {tokens.shape[0]}; go on with as many."
+            )
+        real = torch.ones_like(tokens) if attention_mask is None else attention_mask
+        before = torch.cat((before.to(real), real), dim=1)
+    values = given(tokens, attention_mask, positions, spec.inputs, before)
+    _check_positions(spec.shape, given(tokens, attention_mask, positions, key_mask=before)["positions"])
+    return values
 
 
 def _check_tokens(shape: Shape, tokens: object) -> None:

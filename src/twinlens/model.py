@@ -11,6 +11,7 @@ import difflib
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,8 +19,11 @@ from torch import Tensor
 from twinlens.errors import InputError, SpecError
 from twinlens.inputs import prepare
 from twinlens.shapes import Float
-from twinlens.sites import INPUTS, split
+from twinlens.sites import INPUTS, is_input, split
 from twinlens.spec import Spec, Step, Unit, Weights, units
+
+if TYPE_CHECKING:
+    from twinlens.stepwise import Stepwise
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,12 @@ class Model:
         hooked = {site: _fire(site, tensor, hooks) for site, tensor in inputs.items()}
         return self._run(hooked, {}, {}, hooks)
 
+    def stepwise(self) -> Stepwise:
+        """The same model for one text call by call, with a key/value cache."""
+        from twinlens.stepwise import Stepwise  # the one arrow against the stream: a method's home
+
+        return Stepwise(self.spec, self.weight)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -222,9 +232,9 @@ class Model:
 
 def _check_order(spec: Spec) -> None:
     """Raises SpecError where a step reads what no step before it writes."""
-    known: set[str] = set(INPUTS)
+    known = set[str]()
     for step in spec.steps:
-        unknown = [read for read in step.reads if read not in known]
+        unknown = [read for read in step.reads if read not in known and not is_input(read)]
         if unknown:
             raise SpecError(
                 f"{step.writes} reads {unknown[0]}, which no step before it writes; rewire it, or insert that step."
@@ -248,7 +258,7 @@ def _rows(plan: tuple[Unit, ...]) -> Iterator[_Row]:
     hidden = {step.writes for unit in plan for step in unit.absorbed}
     ends: dict[int, list[str]] = {}
     for site, n in last.items():
-        if site not in INPUTS and site not in hidden:
+        if not is_input(site) and site not in hidden:
             ends.setdefault(n, []).append(site)
     for n, unit in enumerate(plan):
         yield _Row(unit, tuple(ends.get(n, ())))

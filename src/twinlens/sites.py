@@ -1,7 +1,7 @@
 """Names of the tensors of a forward pass, and the axes of each.
 
 The names are TransformerLens's hook names where it has one. Axes: `b` batch, `p` position, `s` key
-position, `h` query head, `k` key/value head, `e` head width, `d` model width, `m` MLP width,
+position, `u` of earlier calls, `h` query head, `k` key/value head, `e` head width, `d` model width, `m` MLP width,
 `r` rotary width, `f` width of fused queries, keys and values, `g` of a fused gate and its other half, `v` vocabulary,
 `w` width of a head's values, `x` expert, `t` expert of a token, `a` width of the experts that all tokens share. Latent
 attention (DeepSeek-V2) has `l` for the latent of queries, `n` for that of keys and values with what is rotated, `c`
@@ -13,8 +13,11 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-INPUTS = ("tokens", "positions", "mask", "slots")
-"""What a model is given. `slots` [p] is where this call's tokens stand among the keys."""
+INPUTS = ("tokens", "positions", "mask", "slots", "key_mask")
+"""What a model is given. `slots` [p] is where this call's tokens stand among the keys, `key_mask` [b s] the mask of
+all keys: without a cache that of the tokens."""
+_PAST = ("attn.hook_k_past", "attn.hook_v_past", "attn.hook_latent_past", "attn.hook_k_shared_past")
+"""What earlier calls left: given to a call with a cache, as tokens are."""
 
 _BLOCK: dict[str, str] = {
     "hook_resid_pre": "b p d",
@@ -40,6 +43,15 @@ _BLOCK: dict[str, str] = {
     "attn.k_norm.hook_out": "b p k e",
     "attn.hook_rot_q": "b p h e",
     "attn.hook_rot_k": "b p k e",
+    "attn.hook_k_past": "b u k e",
+    "attn.hook_v_past": "b u k w",
+    "attn.hook_latent_past": "b u c",
+    "attn.hook_k_shared_past": "b u j z",
+    "attn.hook_latent_cache": "b s c",
+    "attn.hook_k_shared_cache": "b s j z",
+    "attn.hook_kv_cache": "b s k y",
+    "attn.hook_k_cache": "b s k e",
+    "attn.hook_v_cache": "b s k w",
     "attn.hook_attn_scores": "b h p s",
     "attn.hook_pattern": "b h p s",
     "attn.hook_z": "b p h w",
@@ -74,6 +86,7 @@ _MODEL: dict[str, str] = {
     "positions": "b p",
     "mask": "b p",
     "slots": "p",
+    "key_mask": "b s",
     "hook_embed": "b p d",
     "hook_pos_embed": "b p d",
     "rotary.hook_cos": "b p r",
@@ -111,6 +124,16 @@ def is_known(site: str) -> bool:
     """Whether a tensor of this name has a meaning here (inputs included)."""
     layer, rest = split(site)
     return rest in (_MODEL if layer is None else _BLOCK)
+
+
+def is_input(site: str) -> bool:
+    """Whether a call is given it."""
+    return site in INPUTS or split(site)[1] in _PAST
+
+
+def by_slot(site: str) -> bool:
+    """Whether its rows are slots of a cache, those of earlier calls among them."""
+    return axes(site)[1:2] == ("s",)
 
 
 def any_layer(text: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from twinlens.ops import Op
-from twinlens.sites import INPUTS
+from twinlens.sites import is_input
 
 if TYPE_CHECKING:
     from twinlens.edits import Edit
@@ -171,13 +171,13 @@ class Spec:
 
         A merged step where some sites between are not given.
         """
-        known = set(given) | set(INPUTS)
+        known = set(given)
         needed, pending = set[str](), [target]
         while pending:
             site = pending.pop()
             if site not in needed:
                 needed.add(site)
-                pending.extend(r for r in self.at[site].reads if r not in known)
+                pending.extend(r for r in self.at[site].reads if r not in known and not is_input(r))
         return tuple(step for step in self.steps if step.writes in needed)
 
     def replace_steps(self, changes: Mapping[str, Step]) -> Spec:

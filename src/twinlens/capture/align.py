@@ -29,23 +29,32 @@ FARTHEST = 14
 """Steps that are merged at most to look through hidden sites: a whole attention has eleven."""
 
 
-def align(graph: Graph, spec: Spec, weights: Weights) -> Placement:
-    """Where each site of `spec` is in a call's graph; `weights` are the checkpoint's."""
+def align(
+    graph: Graph, spec: Spec, weights: Weights, inputs: Mapping[str, Tensor] | None = None
+) -> Placement:  # fmt: skip
+    """Where each site of `spec` is in a call's graph; `weights` are the checkpoint's.
+
+    `inputs` are those of a call with a cache, what earlier calls left among them.
+    """
     with torch.no_grad():
-        return Aligner(graph, spec, weights).run()
+        return Aligner(graph, spec, weights, inputs).run()
 
 
 class Aligner:
     """One alignment: what is placed so far, and its values."""
 
-    def __init__(self, graph: Graph, spec: Spec, weights: Weights) -> None:
-        self.graph, self.spec = graph, spec
-        self.sizes = sizes_of(spec.shape, graph.tokens)
+    def __init__(
+        self, graph: Graph, spec: Spec, weights: Weights, inputs: Mapping[str, Tensor] | None = None
+    ) -> None:  # fmt: skip
+        self.graph, self.spec, self.later = graph, spec, inputs is not None
+        self.sizes = sizes_of(spec.shape, graph.tokens, later=self.later)
         self.search = Search(graph, self.sizes)
         self.anchors: Anchors = Numbering(graph, spec, weights).anchors()
         self.own = OwnWeights(graph, spec, weights, self.anchors)
         self.places: dict[str, Place] = {}
-        self.values: dict[str, Tensor] = given(graph.tokens, graph.mask, changes=spec.inputs)
+        self.values: dict[str, Tensor] = (
+            given(graph.tokens, graph.mask, changes=spec.inputs) if inputs is None else dict(inputs)
+        )
         self.operands: dict[str, Place] = {}
         """Sites that a placed product reads: known even where nothing replays to them."""
         self.product_nodes = {step.writes: [h.use.out for h in self.anchors.of(step)] for step in spec.steps}
@@ -62,7 +71,7 @@ class Aligner:
         for step in self.spec.steps:
             if step.writes not in self.places and step.writes not in idle:
                 self._walk(step, ahead)
-        return Placement(self.graph, self._ordered(), self._anchors(), self._unseen())
+        return Placement(self.graph, self._ordered(), self._anchors(), self._unseen(), self.later)
 
     def _idle(self) -> set[str]:
         """Sites inside layers of which no weight is used: what is like them belongs to the layers around."""
@@ -169,13 +178,18 @@ class Aligner:
         return match
 
     def _operand(self, site: str, node: int, over: tuple[int, ...]) -> Place | None:
-        """The operand as a site: its summed axes are the site's last ones, the rest batch and position."""
+        """The operand as a site: its summed axes are the site's last ones, the rest batch and position.
+
+        None where shapes do not say which axis the positions are: then values do.
+        """
         axes, shape = names.axes(site), tuple(self.graph[node].shape)
         if over:
             inner = prod(shape[a] for a in over)
         else:
             inner = shape[-1]
         sizes = [self.sizes.get(a, inner) for a in axes]
+        if len(axes) > 3 and sizes[axes.index("p")] in sizes[axes.index("p") + 1 : -1]:
+            return None
         for layout in layouts(axes, tuple(sizes), shape):
             summed = {axis for a in (over or (len(shape) - 1,)) for axis in layout.groups[a]}
             if summed.isdisjoint({"b", "p"}):

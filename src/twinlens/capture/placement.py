@@ -49,6 +49,8 @@ class Placement:
     places: dict[str, Place]
     anchors: dict[str, Anchor] = field(default_factory=dict[str, Anchor])
     unseen: dict[str, str] = field(default_factory=dict[str, str])
+    later: bool = False
+    """Whether earlier calls left slots."""
 
     def keys(self, sites: Collection[str] | None = None) -> frozenset[int]:
         """Keys of the nodes that hold these sites, or any."""
@@ -90,7 +92,7 @@ class Placement:
 
     def reads(self, graph: Graph, shape: Shape, sites: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """These sites' tensors, or all, in our layout, from a call of the same code."""
-        sizes = sizes_of(shape, graph.tokens)
+        sizes = sizes_of(shape, graph.tokens, later=self.later)
         for site, place in self.places.items():
             if sites is None or site in sites:
                 yield site, place.layout.ours(graph[graph.at[self.key(site)]], sizes)
@@ -109,7 +111,9 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def sizes_of(shape: Shape, tokens: Tensor) -> dict[str, int]:
-    """Sizes of the axes that are known before any tensor is seen."""
-    called = {"b": tokens.shape[0], "p": tokens.shape[1], "s": tokens.shape[1]}
+def sizes_of(shape: Shape, tokens: Tensor, *, later: bool = False) -> dict[str, int]:
+    """Sizes of the axes that are known before any tensor is seen; `later`: earlier calls left slots, in each layer
+    its own number of them.
+    """
+    called = {"b": tokens.shape[0], "p": tokens.shape[1]} | ({} if later else {"s": tokens.shape[1]})
     return called | {axis: size for axis, size in shape.axes.items() if axis not in ("d", "v")}

@@ -2,6 +2,7 @@
 
 from twinlens.ops.attention import Mix, Scores, Softmax
 from twinlens.ops.base import REGISTRY, Op
+from twinlens.ops.cache import Append
 from twinlens.ops.embed import Add, Branch, Embed, PositionEmbed
 from twinlens.ops.experts import Experts, RouterLogits, RouterWeights, Select, WithShared
 from twinlens.ops.mlp import Activate, Gate
@@ -13,6 +14,7 @@ __all__ = [
     "REGISTRY",
     "Activate",
     "Add",
+    "Append",
     "Branch",
     "Embed",
     "Experts",

@@ -53,7 +53,7 @@ class Scores(Op):
         self,
         q: Float[Tensor, "b p h e"],
         k: Float[Tensor, "b s k e"],
-        mask: Int[Tensor, "b s"],
+        mask: Int[Tensor, "b t"],
         slots: Int[Tensor, " p"],
     ) -> Float[Tensor, "b h p s"]:
         k = for_each_query_head(k, q.shape[2], self.kv_map)
@@ -68,17 +68,20 @@ class Scores(Op):
             s = s / self.scale
         s = soft_cap(s, self.softcap)
         lowest = torch.finfo(s.dtype).min if self.masked is None else self.masked
-        return s.masked_fill(~self.allowed(mask, slots), lowest)
+        return s.masked_fill(~self.allowed(mask, slots, k.shape[1]), lowest)
 
-    def allowed(self, mask: Int[Tensor, "b s"], slots: Int[Tensor, " p"]) -> Bool[Tensor, "b 1 p s"]:
-        """Where a query may look."""
-        keys = torch.arange(mask.shape[1], device=mask.device)
+    def allowed(
+        self, mask: Int[Tensor, "b t"], slots: Int[Tensor, " p"], count: int | None = None
+    ) -> Bool[Tensor, "b 1 p s"]:
+        """Where a query may look: at the last `count` of the slots, all by default."""
+        first = 0 if count is None else mask.shape[1] - count
+        keys = torch.arange(first, mask.shape[1], device=mask.device)
         behind = slots[:, None] - keys[None, :]
         see = torch.ones_like(behind, dtype=torch.bool) if self.causal == "none" else behind >= _NEAREST[self.causal]
         if self.window is not None:
             see = see & (behind < self.window)
-        see = see[None, None]
-        return see & mask.bool()[:, None, None, :] if self.padding == "masked" else see.expand(len(mask), -1, -1, -1)
+        see, real = see[None, None], mask[:, first:].bool()[:, None, None, :]
+        return see & real if self.padding == "masked" else see.expand(len(mask), -1, -1, -1)
 
     def precomputed(self, length: int) -> tuple[Tensor, ...]:
         """The mask of a prompt without padding."""
@@ -88,7 +91,9 @@ class Scores(Op):
         k = for_each_query_head(k, q.shape[2], self.kv_map)
         squares = torch.matmul(q.square().transpose(1, 2), k.square().permute(0, 2, 3, 1))
         size = summed(squares, q.shape[-1]) / abs(float(self.scale))
-        return size.masked_fill(~self.allowed(mask, slots), 0.0 if self.masked is None else abs(float(self.masked)))
+        return size.masked_fill(
+            ~self.allowed(mask, slots, k.shape[1]), 0.0 if self.masked is None else abs(float(self.masked))
+        )
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,8 @@ class Mix(Op):
     """What each head reads: pattern · v.
 
     `kernel="sdpa"` is torch's fused attention, which hides scores and pattern; with `sharing="broadcast"` it is given
-    one key/value head for all queries as it is.
+    one key/value head for all queries as it is, with `"folded"` the queries that share a head as rows of one, where
+    each of them is a single row under a mask (transformers, `pack_gqa`).
     """
 
     by_row: ClassVar[tuple[bool, ...]] = (True, False)
@@ -133,7 +139,7 @@ class Mix(Op):
     kv_map: str = choice("repeat", "tile", "first", parameter="attn.kv_map", tied=True)
     product: str = order("matmul", "einsum", "split", "float64")
     kernel: str = order("plain", "sdpa")
-    sharing: str = order("expand", "broadcast")
+    sharing: str = order("expand", "broadcast", "folded")
 
     def __call__(self, pattern: Float[Tensor, "b h p s"], v: Float[Tensor, "b s k e"]) -> Float[Tensor, "b p h e"]:
         v = for_each_query_head(v, pattern.shape[1], self.kv_map)
@@ -156,17 +162,23 @@ class Mix(Op):
     def _sdpa(self, ops: tuple[Op, ...], q: Tensor, k: Tensor, mask: Tensor, slots: Tensor, v: Tensor) -> Tensor:
         scores = ops[0]
         assert isinstance(scores, Scores)
-        if self.sharing == "expand" or k.shape[2] > 1:
-            k, v = (for_each_query_head(t, q.shape[2], self.kv_map) for t in (k, v))
-        plain = scores.causal == "causal" and scores.window is None and q.shape[1] == k.shape[1] and bool(mask.all())
+        near = scores.window is None or k.shape[1] < scores.window
+        plain = scores.causal == "causal" and near and q.shape[1] == k.shape[1] and bool(mask.all())
         how: dict[str, Any] = {"is_causal": True}
         if not plain:
-            how = {"attn_mask": _finite(scores.allowed(mask, slots), mask, slots, q)}
+            see = scores.allowed(mask, slots, k.shape[1])
+            how = {} if near and bool(see.all()) else {"attn_mask": _finite(see, mask, slots, q)}
         scale = 1.0 / float(scores.scale)
         if scores.scaling == "query":
             q, scale = q * scale, 1.0
+        b, p, h, e = q.shape
+        if self.sharing == "folded" and p == 1 and "attn_mask" in how and self.kv_map == "repeat":
+            q = q.reshape(b, k.shape[2], h // k.shape[2], e).transpose(1, 2)
+        elif self.sharing != "broadcast" or k.shape[2] > 1:
+            k, v = (for_each_query_head(t, h, self.kv_map) for t in (k, v))
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, scale=scale, **how).transpose(1, 2)
+        z = F.scaled_dot_product_attention(q, k, v, scale=scale, **how).transpose(1, 2)
+        return z.transpose(1, 2).reshape(b, p, h, -1) if z.shape[1] != p else z
 
 
 def _finite(see: Tensor, mask: Tensor, slots: Tensor, q: Tensor) -> Tensor:

@@ -114,15 +114,20 @@ class SharedKey(Op):
 @dataclass(frozen=True)
 class LatentKey(Op):
     """A key of latent attention: a head's own `plain` entries, then those that all heads share (DeepSeek-V2, report,
-    section 2.1.3).
+    section 2.1.3). `held`, whether head by head, as transformers does, or slot by slot: products read the memory in
+    another order.
     """
 
     by_row: ClassVar[tuple[bool, ...]] = (True, True)
 
     plain: int = size()
+    held: str = order("heads", "slots")
 
     def __call__(self, own: Float[Tensor, "b s k y"], shared: Float[Tensor, "b s j z"]) -> Float[Tensor, "b s k e"]:
-        return torch.cat((own[..., : self.plain], shared.expand(-1, -1, own.shape[2], -1)), dim=-1)
+        parts = own[..., : self.plain], shared.expand(-1, -1, own.shape[2], -1)
+        if self.held == "slots":
+            return torch.cat(parts, dim=-1)
+        return torch.cat([part.transpose(1, 2) for part in parts], dim=-1).transpose(1, 2)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from twinlens import sites
-from twinlens.parity import hypotheses, orders
+from twinlens.parity import hypotheses, orders, weighing
 from twinlens.parity.changes import SetField, Use, Variant, concerns, slot
 from twinlens.parity.elsewhere import Elsewhere, told
 from twinlens.parity.faint import faint
@@ -74,6 +74,8 @@ class Examiner:
         if ratio.is_close and not weights_differ:
             self._no_orders.add(sites.generic(m.target))
             return self._also(m, search.scorer) or self._within_rounding(m, search)
+        if ratio.is_rounding and (gauge := gauged(search)):
+            return Examination(m.target, "rounding", ratio=ratio, gauge=gauge)
         if ratio.wide < _ULPS and not weights_differ and search.numbers.is_off_by_ulps():
             return Examination(m.target, "rounding", ratio=ratio)
         kind = sites.generic(m.target)
@@ -220,3 +222,11 @@ class Examiner:
         known = memory.setdefault(sites.generic(m.target), [])
         if kept and kept not in known:
             known.append(kept)
+
+
+def gauged(search: Search) -> str:
+    """In words, weights that are known to differ, of which one alone would be seen and all together are not."""
+    uses = weighing.seen(search.merged, search.spec, search.own)
+    if not any(not search.scorer.score(Variant((use,))).ratio.is_rounding for use in uses):
+        return ""
+    return ", ".join(f"{u.name} ({u.pattern})" for u in uses) + f": the same function at {search.merged.target}"

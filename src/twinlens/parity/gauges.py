@@ -1,18 +1,19 @@
 """Changes of tensors that change no function: neurons in another order, pairs of a rotation, factors that cancel.
 
-Whatever the change is, it need not be known: two steps of a layer that differ, at least one by a weight, and a later
-site at which the reference's own give what the candidate has, from the same inputs, with all between them hidden.
+Whatever the change is, it need not be known: two steps of a layer that differ, and a later site at which the
+reference's own give what the candidate has, from the same inputs, with all between them hidden.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
 from twinlens import sites
-from twinlens.parity.changes import SetField, Use
+from twinlens.parity.changes import Change, SetField, Use
 from twinlens.parity.hypotheses import show
 from twinlens.parity.merged import Merged, Meter, merge
 from twinlens.parity.result import Examination
@@ -24,10 +25,12 @@ _GONE = 0.01
 
 
 def carried_over(
-    spec: Spec, seen: Mapping[str, Tensor], weights: Weights, meter: Meter, examined: dict[str, Examination]
-) -> list[str]:
+    spec: Spec, seen: Mapping[str, Tensor], weights: Weights, meter: Meter, examined: dict[str, Examination],
+    merged: Mapping[str, Merged],
+) -> list[str]:  # fmt: skip
     """What is a gauge, in words, layer by layer; the steps that it moved are rounding from then on."""
-    words = list[str]()
+    words = [e.gauge for e in examined.values() if e.gauge]
+    words += _shifted(spec, merged, examined)
     for targets in _layers(examined):
         for end, inner in _ends(spec, seen, targets):
             worst = max(r.wide for t in targets if (r := examined[t].ratio) is not None)
@@ -44,26 +47,47 @@ def carried_over(
     return words
 
 
+def _shifted(spec: Spec, merged: Mapping[str, Merged], examined: dict[str, Examination]) -> Iterator[str]:
+    """A constant per token on what the softmax of the next token reads: no probability changes."""
+    site = spec.steps[-1].writes
+    e = examined.get(site)
+    if e is None or e.status not in ("explained", "different"):
+        return
+    m = merged[site]
+    shift = (m.value.double() - m.native().double()).mean(-1, keepdim=True)
+    whole = dataclasses.replace(m, sites={**m.sites, site: m.value.double() - shift})
+    ratio = Scorer(whole, spec).base.ratio
+    if ratio.is_rounding and e.ratio is not None and ratio.wide < _GONE * e.ratio.wide:
+        examined[site] = Examination(site, "rounding", ratio=ratio)
+        low, high = (float(end) for end in shift.aminmax())
+        yield f"logits.shift: {low:.4g} to {high:.4g}, the same for all entries of a token: no probability changes"
+
+
 def _passes(m: Merged, inner: list[str]) -> bool:
     """Whether a step goes through what is hidden: whoever else reads it must be as it was, too."""
     return any(s.writes in inner for s in m.steps)
 
 
 def _layers(examined: Mapping[str, Examination]) -> Iterator[list[str]]:
-    """The steps of a layer whose weights differ, where there are two or more; then with those whose fields do."""
-    layers = defaultdict[int, list[str]](list)
+    """The steps of a layer whose weights differ, where there are two or more; then with those whose fields do; then
+    with those that nothing explains.
+    """
+    layers = defaultdict[int | None, list[str]](list)
     for target in examined:
-        layer = sites.split(target)[0]
-        if layer is not None:
-            layers[layer].append(target)
+        layers[sites.split(target)[0]].append(target)
     for within in layers.values():
         before = list[str]()
-        for kinds in (Use, (Use, SetField)):
-            targets = [t for t in within if any(isinstance(c, kinds) for c in examined[t].changes.changes)]
-            used = any(isinstance(c, Use) for t in targets for c in examined[t].changes.changes)
+        for kinds in ((Use,), (Use, SetField), ()):
+            at_fault = [t for t in within if examined[t].status in ("explained", "different")]
+            targets = [t for t in at_fault if not kinds or _has(examined[t], *kinds)]
+            used = not kinds or any(_has(examined[t], Use) for t in targets)
             if used and len(targets) > 1 and targets != before:
                 yield targets
             before = targets
+
+
+def _has(e: Examination, *kinds: type[Change]) -> bool:
+    return any(isinstance(c, kinds) for c in e.changes.changes)
 
 
 def _ends(spec: Spec, seen: Mapping[str, Tensor], targets: list[str]) -> Iterator[tuple[str, list[str]]]:
@@ -82,5 +106,7 @@ def _ends(spec: Spec, seen: Mapping[str, Tensor], targets: list[str]) -> Iterato
 
 def _words(end: str, targets: list[str], examined: Mapping[str, Examination], spec: Spec) -> str:
     changes = [c for t in targets for c in examined[t].changes.changes]
-    told = ", ".join(dict.fromkeys(f"{c.name} ({c.pattern})" if isinstance(c, Use) else show(c, spec) for c in changes))
+    told = [f"{c.name} ({c.pattern})" if isinstance(c, Use) else show(c, spec) for c in changes]
+    told += [f"{t} (by no change that has a name)" for t in targets if not examined[t].changes]
+    told = ", ".join(dict.fromkeys(told))
     return f"{told}: the same function at {end}"

@@ -134,7 +134,9 @@ class Judge:
         seen.run(is_equal, lambda i, n: self.progress("replaying the candidate", i, n))
         result.cost, result.diagnosis_cost = self.meter.spent, seen.examiner.diagnosis_cost
         result.assumed = [n for n in spec.weight_names if n not in self.candidate.known and n not in self.candidate.own]
-        result.gauges = gauges.carried_over(spec, self.candidate.sites, self.weights, self.meter, seen.examined)
+        result.gauges = gauges.carried_over(
+            spec, self.candidate.sites, self.weights, self.meter, seen.examined, seen.merged
+        )
         return seen.examined, {s: x for s, x in seen.natives.items() if s in self.reference.sites}
 
     def _finding(self, site: str, e: Examination | None, native: Tensor | None, same: bool) -> Finding:

@@ -118,6 +118,8 @@ class Examination:
     intervals: dict[Any, tuple[float, float]] = field(default_factory=dict[Any, tuple[float, float]])
     names: dict[Any, str] = field(default_factory=dict[Any, str])
     """By what a change changes: the closed form of its number."""
+    gauge: str = ""
+    """In words, weights that differ and together change nothing."""
     rivals: tuple[str, ...] = ()
     """What this step alone does not tell from its one change, in words."""
     proof: str = ""

@@ -23,6 +23,8 @@ _NEAR = 6
 """Further ones at the same step, tried with a number beside them."""
 _OPENINGS = 3
 """Choices without effect of their own, tried with the numbers to which they give a meaning."""
+_CHOICES = 6
+"""Choices that are tried together with weights in another order, as a converter writes them for its own code."""
 _DEPTH = 3
 """Changes that are made on top of one another: the first case has three in one step."""
 PATIENCE = 150_000
@@ -76,12 +78,14 @@ class Search:
 
     def _run(self, proposals: Iterable[Variant], *, thorough: bool) -> Found | None:
         start, like = Found(Variant(), self.base), list[Found]()
-        for proposal in dict.fromkeys(self.scorer.effective(p) for p in proposals):
+        own = Variant(tuple(weighing.seen(self.merged, self.spec, self.own)))
+        tried = [self.scorer.effective(p) for p in proposals]
+        for proposal in dict.fromkeys([*tried, *(p + own for p in tried if own)]):
             found = Found(proposal, self.scorer.judged(proposal))
             if proposal and self.scorer.agrees(found.score):
                 return replace(self.scorer.pruned(found), shared=True)
             like.extend(self._numbers_of(found))
-        start = self._with_seen_weights(start)
+        start = self._with_seen_weights(start, own.changes)
         if start.variant and self.is_explained(start.score):
             return start
         if not thorough:
@@ -89,6 +93,8 @@ class Search:
         found = self._compound() or self.numbers.everywhere(start)
         if found is not None:
             return found
+        if len(own.changes) > len(start.variant.changes):  # they may be nearer only together with what goes with them
+            like.insert(0, Found(own, self.scorer.score(own)))
         singles = self._singles([start, *like[:1]], self._hypotheses)
         good = [s for s in (self._judged(s) for s in singles[:_BEST]) if self._settled(s)]
         exact = next((s for s in good if orders.matches(self.merged, s.variant)), None)
@@ -104,7 +110,8 @@ class Search:
             return min([*good, self._left_out(simplest)], key=self._plainness)
         if good:
             return self.scorer.pruned(good[0])
-        moved = self._singles([start], self._moved)
+        choices = [s for s in singles if len(s.variant.changes) == 1 and self._is_choice(s.variant.changes[0])]
+        moved = self._singles([start, *choices[:_CHOICES]], self._moved)
         for placed in map(self._judged, moved[:_BEST]):
             if self._settled(placed):
                 return placed
@@ -115,6 +122,9 @@ class Search:
             everything = [*self._hypotheses, *self._moved]
             return self._deepen(starts, sorted([*singles, *moved], key=_distance), everything)
         return best
+
+    def _is_choice(self, change: Change) -> bool:
+        return isinstance(change, SetField) and kind_of(self.spec.at[change.site].op, change.name).name == "choice"
 
     def _judged(self, found: Found) -> Found:
         return replace(found, score=self.scorer.judged(found.variant))
@@ -175,11 +185,10 @@ class Search:
                         return replace(found, variant=variant, score=score)
         return found
 
-    def _with_seen_weights(self, start: Found) -> Found:
+    def _with_seen_weights(self, start: Found, seen: Sequence[Change]) -> Found:
         """Weights that are known to differ are taken as they are: all, or those that bring the step nearer."""
-        seen = weighing.seen(self.merged, self.spec, self.own)
         if len(seen) > 1:
-            together = self._judged(Found(start.variant + tuple(seen), self.base))
+            together = self._judged(Found(start.variant + seen, self.base))
             if self._settled(together):
                 return self.scorer.pruned(together)
         for use in seen:

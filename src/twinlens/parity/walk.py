@@ -26,6 +26,11 @@ class Walk:
         self.natives: dict[str, Tensor] = {}
         """By target, the step replayed on the run's own tensors."""
 
+    @property
+    def merged(self) -> dict[str, Merged]:
+        """By target."""
+        return {m.target: m for m in self.steps}
+
     def run(self, is_equal: Callable[[Merged], bool], progress: Callable[[int, int], None]) -> None:
         """Examine every step but those that are equal, and again what others tell more of."""
         # the simplest first: what they show is a proposal for those that hide more
@@ -40,5 +45,5 @@ class Walk:
             if self.examined[m.target].is_unfinished:
                 progress(i, len(self.steps))
                 self.examined[m.target] = self.examiner(m)
-        Agreement(self.spec, {m.target: m for m in self.steps}, self.examined, self.examiner).run()
+        Agreement(self.spec, self.merged, self.examined, self.examiner).run()
         self.examined = {m.target: self.examined[m.target] for m in self.steps}

@@ -1,0 +1,83 @@
+"""Several calls of one module, each of which reads what the calls before it kept."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twinlens.cached import Past, appended, cached, calls_of, inputs_of
+from twinlens.capture.align import align
+from twinlens.capture.placement import Placement
+from twinlens.capture.recorder import compared_weights
+from twinlens.capture.tracer import trace
+from twinlens.errors import CaptureError
+from twinlens.recording import Call, Recording
+from twinlens.spec import Spec, Weights
+
+Step = Callable[[Tensor, Tensor], Any]
+"""`(tokens [b p], mask of all slots [b s]) -> logits`, with what the calls before kept."""
+
+
+def record_calls(
+    module: nn.Module, spec: Spec, weights: Weights, tokens: Tensor, mask: Tensor | None, lengths: Sequence[int], *,
+    about: dict[str, Any] | None = None, step: Step | None = None,
+) -> Recording:  # fmt: skip
+    """A recording of one text in calls of these lengths, with a key/value cache.
+
+    Each call is placed by its own tensors: prefill, chunks and decoding are different programs.
+
+    Raises:
+        CaptureError: the module knows no cache, or fails; or its keys and values cannot be seen.
+    """
+    step, steps = step or _stepping(module), cached(spec)
+    past, calls, placements = Past(), list[Call](), list[Placement]()
+    for ids, key_mask in calls_of(tokens, mask, lengths):
+        rows = None if mask is None else key_mask[:, -ids.shape[1] :]
+        graph = trace(module, ids, mask=rows, call=lambda ids, _, m=key_mask: step(ids, m))
+        inputs = inputs_of(steps, ids, key_mask, past.before(steps, ids))
+        placement = align(graph, steps, weights, inputs)
+        with torch.no_grad():
+            sites = {site: tensor.detach() for site, tensor in placement.reads(graph, spec.shape)}
+        evidence = {s: e for s, e in placement.evidence(steps).items() if s in sites}
+        calls.append(Call.of(sites, ids, mask=rows, positions=inputs["slots"], placed=evidence, later=bool(calls)))
+        past.add(steps, sites, key_mask)
+        _check_left(module, past, steps)
+        placements.append(placement)
+    own = {name: anchor.tensor.detach() for p in reversed(placements) for name, anchor in p.anchors.items()}
+    differ, alike = compared_weights(own, weights)
+    said = {"implementation": f"{type(module).__module__}.{type(module).__qualname__}"}
+    return Recording(calls=calls, about=said | (about or {}), weights=differ, weights_equal=frozenset(alike))
+
+
+def _stepping(module: nn.Module) -> Step:
+    """Calls as transformers' models make them, with the cache that they return.
+
+    Raises CaptureError where the forward takes no `past_key_values`.
+    """
+    takes = inspect.signature(module.forward).parameters
+    if not {"past_key_values", "use_cache", "attention_mask"} <= takes.keys():
+        raise CaptureError(
+            f"{type(module).__name__}.forward takes no past_key_values, use_cache and attention_mask, so that it "
+            "cannot be called with a cache; compare one call, or a transformers model."
+        )
+    kept: dict[str, Any] = {"past_key_values": None}
+
+    def step(tokens: Tensor, mask: Tensor) -> Any:
+        out = module(tokens, attention_mask=mask, use_cache=True, **kept)
+        kept["past_key_values"] = out.past_key_values
+        return out
+
+    return step
+
+
+def _check_left(module: nn.Module, past: Past, steps: Spec) -> None:
+    missing = [step.writes for step in appended(steps) if step.reads[0] not in past.tensors]
+    if missing:
+        raise CaptureError(
+            f"{missing[0]} cannot be seen in {type(module).__name__}, so that its next call has nothing to be "
+            "judged by; compare one call."
+        )
