@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from twinlens.errors import InputError
+from twinlens.ids import INTEGERS, Ids, like, padding, tensor_of, whole
 from twinlens.sites import INPUTS
 from twinlens.spec import Shape, Spec
 
@@ -35,14 +36,11 @@ def given(
     return values | {name: evaluate(text, values, name) for name, text in changes}
 
 
-_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
 def prepare(
     spec: Spec,
     tokens: Tensor,
-    attention_mask: Tensor | None = None,
-    positions: Tensor | None = None,
+    attention_mask: Ids | None = None,
+    positions: Ids | None = None,
 ) -> dict[str, Tensor]:
     """The sites `tokens`, `positions`, `mask` [b p] and `slots` [p] of one call without a cache.
 
@@ -50,20 +48,21 @@ def prepare(
 
     Raises:
         InputError: tokens are empty, no ids of the vocabulary or too long; the mask or positions
-            have another shape.
+            have another shape, or other numbers than such can be.
     """
-    _check_tokens(spec.shape, tokens)
-    for name, beside in (("attention_mask", attention_mask), ("positions", positions)):
-        if beside is not None:
-            _check_beside(name, beside, tuple(tokens.shape))
-    _check_positions(spec.shape, given(tokens, attention_mask, positions)["positions"])
-    return given(tokens, attention_mask, positions, spec.inputs)
+    check_tokens(spec.shape, tokens)
+    mask = None if attention_mask is None else padding(attention_mask, tokens, "attention_mask")
+    at = None if positions is None else like(tokens, "positions", whole("positions", positions))
+    _check_positions(spec.shape, given(tokens, mask, at)["positions"])
+    return given(tokens, mask, at, spec.inputs)
 
 
-def _check_tokens(shape: Shape, tokens: object) -> None:
-    if not isinstance(tokens, Tensor) or tokens.dtype not in _WHOLE:
+def check_tokens(shape: Shape, tokens: object) -> None:
+    """Raises InputError for what are no ids of this vocabulary, [batch, position]."""
+    if not isinstance(tokens, Tensor) or tokens.dtype not in INTEGERS:
         kind = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
         raise InputError(f"tokens are {kind}; give token ids as an integer tensor [batch, position].")
+    tensor_of("tokens", tokens)
     if tokens.ndim != 2:
         raise InputError(
             f"tokens have the shape {list(tokens.shape)}; give [batch, position], tokens[None] for one prompt."
@@ -77,11 +76,6 @@ def _check_tokens(shape: Shape, tokens: object) -> None:
             f"tokens[{b}, {p}] is {int(tokens[b, p])}; this model's ids are 0 to "
             f"{shape.vocabulary - 1}: use its own tokenizer."
         )
-
-
-def _check_beside(name: str, given: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(given.shape) != shape:
-        raise InputError(f"{name} has the shape {list(given.shape)}; give that of the tokens, {list(shape)}.")
 
 
 def _check_positions(shape: Shape, positions: Tensor) -> None:

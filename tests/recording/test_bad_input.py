@@ -47,7 +47,9 @@ def test_tokens(tokens: Any, says: str) -> None:
     ("given", "says"),
     [
         ({"mask": torch.ones(2, 5, dtype=torch.int64)}, r"mask has shape \[2, 5\] where tokens"),
-        ({"mask": torch.zeros(2, 4)}, "mask are float32 where integers"),
+        ({"mask": torch.zeros(2, 4)}, "mask is 0 everywhere.*additive"),
+        ({"mask": torch.full((2, 4), -1e9)}, r"mask holds -1e\+09 where 1 .*not an additive one"),
+        ({"mask": torch.full((2, 4), float("-inf"))}, "mask holds -inf where 1"),
         ({"mask": torch.full((2, 4), -9)}, r"mask holds -9 where 1 \(a real token\)"),
         ({"mask": torch.zeros(2, 4, dtype=torch.bool)}, "mask is 0 everywhere"),
         ({"positions": [0, 1, 2]}, r"positions has shape \[2, 3\] where tokens"),

@@ -111,7 +111,7 @@ def _json(folder: Path) -> dict[str, Any]:
             f"{folder} has no {NAME}, so it is no recording; check the path, or make one from "
             "tensors with Recording.from_tensors(...).save(path)."
         ) from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise RecordingError(
             f"{folder / NAME} cannot be read as JSON ({error}); copy the recording again, or record once more."
         ) from error
