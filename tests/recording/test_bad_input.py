@@ -190,6 +190,13 @@ def embed(manifest: dict[str, Any]) -> dict[str, Any]:
         (said(lambda m: m.pop("calls")), "is damaged .*calls"),
         (said(lambda m: m.update(calls=3)), "is damaged"),
         (said(lambda m: m["calls"][0]["inputs"].pop("mask")), "is damaged"),
+        (said(lambda m: m.update(config=[1])), r"is damaged .*\[1\] where a dict was expected"),
+        (said(lambda m: m.update(checkpoint={"path": 5})), "is damaged .*5 where a str was expected"),
+        (said(lambda m: m.update(unknown=[None])), "is damaged .*None where a str"),
+        (said(lambda m: m["shards"]["shard-00000.safetensors"].update(sha256=0)), "is damaged .*0 where a str"),
+        (said(lambda m: embed(m).update(key=["x"])), "is damaged .* where a str"),
+        (said(lambda m: embed(m).update(placed=1)), "is damaged .*1 where a str"),
+        (lambda f: (f / "manifest.json").write_text("[" * 100_000), "cannot be read as JSON"),
         (
             said(lambda m: m.update(shards={"../x": {"sha256": "", "bytes": 0}})),
             "no name of a shard",

@@ -79,10 +79,10 @@ def check_dtypes(common: Iterable[str], a: Mapping[str, Tensor], b: Mapping[str,
             chosen = site.endswith("hook_indices")  # which experts
             real = tensor.is_floating_point() and tensor.dtype.itemsize > 1  # of 8 bits torch computes nothing
             if (tensor.is_floating_point() or tensor.dtype == torch.bool) if chosen else not real:
+                expected = "integers" if chosen else "floating-point numbers of 16 bits or more"
                 raise ComparisonError(
-                    f"{site} of the {side} is {str(tensor.dtype).removeprefix('torch.')} where "
-                    f"{'integers' if chosen else 'floating-point numbers of 16 bits or more'} were expected; record the tensor as the "
-                    "model computes it"
+                    f"{site} of the {side} is {str(tensor.dtype).removeprefix('torch.')} where {expected} were "
+                    "expected; record the tensor as the model computes it"
                 )
 
 
