@@ -22,7 +22,7 @@ from twinlens.errors import CheckpointError
 from twinlens.sites import INPUTS, axes, split
 from twinlens.spec import Shape, Spec, Step, stored_name
 from twinlens.stacked import Stacked
-from twinlens.tensors import Folder, Live, Tensors, read_json
+from twinlens.tensors import Folder, Live, Tensors, check_real, path_of, read_json
 
 _PREFIX = re.compile(r"^(?:(?:model|transformer|gpt_neox|decoder)\.)+")
 _NUMBER = re.compile(r"\.(\d+)\.")
@@ -187,7 +187,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing, cut short or not what its name says.
     """
-    folder = Path(path)
+    folder = path_of(path)
     config = read_json(folder / "config.json", "give a folder with config.json and safetensors")
     return Checkpoint(config, Stacked(Folder(folder)), folder)
 
@@ -196,7 +196,7 @@ def from_module(module: nn.Module) -> Checkpoint:
     """The checkpoint that a live transformers model holds: its parameters themselves, no copies.
 
     Raises:
-        CheckpointError: the module has no transformers config.
+        CheckpointError: the module has no transformers config, or its tensors no numbers.
     """
     config = getattr(module, "config", None)  # the border: any module may come in
     if config is None or not hasattr(config, "to_dict"):
@@ -204,6 +204,7 @@ def from_module(module: nn.Module) -> Checkpoint:
             f"{type(module).__name__} has no transformers config; give a transformers model, or a "
             "path to its checkpoint."
         )
+    check_real(module)
     experts = getattr(config, "_experts_implementation", None)  # how they are run now, which no file says
     said = config.to_dict() | ({} if experts is None else {"_experts_implementation": experts})
     return Checkpoint(said, Stacked(Live(module)))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from twinlens import probes
 from twinlens.errors import InputError
+from twinlens.ids import Ids, padding, tensor_of
 from twinlens.inputs import prepare
 from twinlens.parity.honest import check_recording
 from twinlens.parity.judge import Judge, Progress, silent
@@ -21,8 +21,6 @@ from twinlens.recording import Recording
 from twinlens.sites import split
 from twinlens.spec import Spec
 from twinlens.subjects import Declaration, Live, Recorded, Say, Subject, agreed, declared_at, say_nothing, subject
-
-Tokens = Tensor | Sequence[Sequence[int]]
 
 
 @dataclasses.dataclass
@@ -86,8 +84,8 @@ def compare(
     reference: object,
     candidate: object,
     *,
-    tokens: Tokens | None = None,
-    mask: Tensor | None = None,
+    tokens: Ids | None = None,
+    mask: Ids | None = None,
     probe: str | None = None,
     call: Callable[..., Any] | None = None,
     sites: str = "all",
@@ -111,7 +109,7 @@ def compare(
     Raises:
         TwinlensError: they cannot be compared; the sentence says what to do.
     """
-    if sites not in VISIBLE:
+    if not isinstance(sites, str) or sites not in VISIBLE:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"sites={sites!r} is none of {', '.join(VISIBLE)}.")
     sides = subject(reference), subject(candidate, call)
     declared = agreed(*sides) if model is None else declared_at(str(model))
@@ -174,7 +172,7 @@ def only(recording: Recording, sites: str) -> Recording:
 
 
 def inputs_of(
-    sides: tuple[Subject, Subject], spec: Spec, tokens: Tokens | None, mask: Tensor | None
+    sides: tuple[Subject, Subject], spec: Spec, tokens: Ids | None, mask: Ids | None
 ) -> tuple[Tensor, Tensor | None]:
     """The tokens and the mask that both sides run. Raises InputError if they are none."""
     for side in sides:
@@ -183,10 +181,7 @@ def inputs_of(
             return call.tokens, None if bool(call.mask.all()) else call.mask
     if tokens is None:
         tokens = probes.short(spec)
-    try:
-        ids = tokens if isinstance(tokens, Tensor) else torch.tensor(tokens)
-    except (TypeError, ValueError):
-        raise InputError("tokens are rows of different lengths or no numbers; pad them and give a mask") from None
+    ids = tensor_of("tokens", tokens)
     ids = ids[None] if ids.ndim == 1 else ids
-    prepare(spec, ids, mask)
-    return ids, mask
+    prepare(spec, ids)
+    return ids, None if mask is None else padding(mask, ids)

@@ -242,7 +242,7 @@ def matches(spec: Spec, pattern: str) -> Iterator[tuple[str, int | None]]:
 
     Raises SpecError if there is none, or if one of the layers in braces lacks the site.
     """
-    found = _LAYERS.fullmatch(pattern)
+    found = _LAYERS.fullmatch(str(pattern))  # whoever writes it in code may write anything
     if found is None:
         sites = {pattern: None}
     elif found[1] == "*":

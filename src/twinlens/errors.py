@@ -16,6 +16,15 @@ class TwinlensError(Exception):
     """
 
 
+TERMINATED = 143
+"""128 + SIGTERM, as shells say it: the exit status of a process that was asked to end."""
+
+
+def is_asked_to_end(error: BaseException) -> bool:
+    """Whether somebody wants this process to end; any other SystemExit is other people's code giving up."""
+    return isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == TERMINATED)
+
+
 class UnknownArchitecture(TwinlensError):
     """No family declares this architecture; the message lists those known and how to add one."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from twinlens.errors import InputError
+from twinlens.ids import INTEGERS, Ids, like, padding, tensor_of, whole
 from twinlens.sites import INPUTS
 from twinlens.spec import Shape, Spec
 
@@ -28,12 +29,12 @@ def given(
     of the tokens alone: what is captured while this runs must not take them for something that tokens decide.
     """
     before = 0 if key_mask is None else key_mask.shape[1] - tokens.shape[1]
-    whole = _inputs(_behind(before, tokens), mask if key_mask is None else key_mask)
+    slots = _inputs(_behind(before, tokens), mask if key_mask is None else key_mask)
     if positions is not None:
-        whole["positions"] = _behind(before, positions.long().to(tokens.device))
-    whole |= {name: evaluate(text, whole, name) for name, text in changes}
-    own = {name: value[..., before:] for name, value in whole.items()} if before else whole
-    return own | {"key_mask": whole["mask"]}
+        slots["positions"] = _behind(before, positions.long().to(tokens.device))
+    slots |= {name: evaluate(text, slots, name) for name, text in changes}
+    own = {name: value[..., before:] for name, value in slots.items()} if before else slots
+    return own | {"key_mask": slots["mask"]}
 
 
 def _behind(before: int, values: Tensor) -> Tensor:
@@ -51,14 +52,11 @@ def _inputs(tokens: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
     }
 
 
-_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
 def prepare(
     spec: Spec,
     tokens: Tensor,
-    attention_mask: Tensor | None = None,
-    positions: Tensor | None = None,
+    attention_mask: Ids | None = None,
+    positions: Ids | None = None,
     before: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The sites `tokens`, `positions`, `mask` [b p], `slots` [p] and `key_mask` [b s] of one call.
@@ -68,28 +66,28 @@ def prepare(
 
     Raises:
         InputError: tokens are empty, no ids of the vocabulary or too long; the mask or positions
-            have another shape.
+            have another shape, or other numbers than such can be.
     """
-    _check_tokens(spec.shape, tokens)
-    for name, beside in (("attention_mask", attention_mask), ("positions", positions)):
-        if beside is not None:
-            _check_beside(name, beside, tuple(tokens.shape))
+    check_tokens(spec.shape, tokens)
+    mask = None if attention_mask is None else padding(attention_mask, tokens, "attention_mask")
+    at = None if positions is None else like(tokens, "positions", whole("positions", positions))
     if before is not None:
         if before.shape[0] != tokens.shape[0]:
             raise InputError(
                 f"the calls before ran {before.shape[0]} rows and this one has {tokens.shape[0]}; go on with as many."
             )
-        real = torch.ones_like(tokens) if attention_mask is None else attention_mask
+        real = torch.ones_like(tokens) if mask is None else mask
         before = torch.cat((before.to(real), real), dim=1)
-    values = given(tokens, attention_mask, positions, spec.inputs, before)
-    _check_positions(spec.shape, given(tokens, attention_mask, positions, key_mask=before)["positions"])
-    return values
+    _check_positions(spec.shape, given(tokens, mask, at, key_mask=before)["positions"])
+    return given(tokens, mask, at, spec.inputs, before)
 
 
-def _check_tokens(shape: Shape, tokens: object) -> None:
-    if not isinstance(tokens, Tensor) or tokens.dtype not in _WHOLE:
+def check_tokens(shape: Shape, tokens: object) -> None:
+    """Raises InputError for what are no ids of this vocabulary, [batch, position]."""
+    if not isinstance(tokens, Tensor) or tokens.dtype not in INTEGERS:
         kind = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
         raise InputError(f"tokens are {kind}; give token ids as an integer tensor [batch, position].")
+    tensor_of("tokens", tokens)
     if tokens.ndim != 2:
         raise InputError(
             f"tokens have the shape {list(tokens.shape)}; give [batch, position], tokens[None] for one prompt."
@@ -103,11 +101,6 @@ def _check_tokens(shape: Shape, tokens: object) -> None:
             f"tokens[{b}, {p}] is {int(tokens[b, p])}; this model's ids are 0 to "
             f"{shape.vocabulary - 1}: use its own tokenizer."
         )
-
-
-def _check_beside(name: str, given: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(given.shape) != shape:
-        raise InputError(f"{name} has the shape {list(given.shape)}; give that of the tokens, {list(shape)}.")
 
 
 def _check_positions(shape: Shape, positions: Tensor) -> None:

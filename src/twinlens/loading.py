@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from twinlens.checkpoint import Checkpoint, from_module, open_checkpoint
+from twinlens.errors import InputError, SourceError
 from twinlens.families import declare
 from twinlens.model import Model
+from twinlens.sources.parse import ATTENTIONS
 
 
 def load(
@@ -29,6 +31,7 @@ def load(
 
     Raises:
         CheckpointError: weights are missing, of another shape or not finite.
+        SourceError, InputError: `model` is nothing of these, or one of the others is not there.
         UnknownArchitecture: no family declares this architecture.
         ConfigError: the config lacks a key, or has one that is not understood.
 
@@ -39,6 +42,11 @@ def load(
         >>> torch.equal(load(theirs)(tokens), theirs(tokens).logits)
         True
     """
+    if not isinstance(model, nn.Module | Checkpoint | str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise SourceError(
+            f"a {type(model).__name__} cannot be loaded; give a transformers model, a Checkpoint, a folder or a .gguf."
+        )
+    _check_choices(attention, dtype)
     if isinstance(model, str | Path) and str(model).endswith(".gguf"):
         model = _gguf(str(model), attention or "eager", dtype or torch.float32)
     if isinstance(model, nn.Module):
@@ -49,6 +57,14 @@ def load(
     spec = declare(checkpoint.config, dtype=dtype, attention=attention or "eager")
     checkpoint.check(spec)
     return Model(spec, spec.in_dtype(checkpoint.weight))
+
+
+def _check_choices(attention: object, dtype: object) -> None:
+    """A border: callers are not type-checked."""
+    if attention not in (None, *ATTENTIONS):
+        raise InputError(f"attention={attention!r} is unknown; it is {' or '.join(ATTENTIONS)}.")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InputError(f"dtype={dtype!r} is no dtype in which a model computes; give torch.float32, say.")
 
 
 def kernel_of(module: nn.Module) -> str:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import difflib
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from twinlens.errors import InputError, SpecError
-from twinlens.inputs import prepare
+from twinlens.ids import Ids
+from twinlens.inputs import check_tokens, prepare
+from twinlens.plan import Row, result_site, results, rows
 from twinlens.shapes import Float
 from twinlens.sites import INPUTS, is_input, split
-from twinlens.spec import Spec, Step, Unit, Weights, units
+from twinlens.spec import Spec, Unit, Weights, units
 
 if TYPE_CHECKING:
     from twinlens.stepwise import Stepwise
@@ -47,14 +50,6 @@ HookFunction = Callable[[Tensor, Hook], Tensor | None]
 """Gets a site's tensor; what it returns takes its place; None leaves it."""
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A unit, and the sites that nobody reads after it."""
-
-    unit: Unit
-    frees: tuple[str, ...]
-
-
 class Model:
     """A transformer that runs its Spec.
 
@@ -77,13 +72,13 @@ class Model:
         self.spec = spec
         self._source = weights
         self._weights: dict[str, Tensor] = {}
-        self._plans: dict[frozenset[str], tuple[_Row, ...]] = {}
+        self._plans: dict[frozenset[str], tuple[Row, ...]] = {}
 
     def __call__(
         self,
         tokens: Tensor,
-        attention_mask: Tensor | None = None,
-        positions: Tensor | None = None,
+        attention_mask: Ids | None = None,
+        positions: Ids | None = None,
     ) -> Float[Tensor, "b p v"]:
         """The logits of token ids [b p].
 
@@ -97,9 +92,9 @@ class Model:
     def run_with_cache(
         self,
         tokens: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Ids | None = None,
         names: Iterable[str] | Callable[[str], bool] | None = None,
-        positions: Tensor | None = None,
+        positions: Ids | None = None,
     ) -> tuple[Float[Tensor, "b p v"], dict[str, Tensor]]:
         """The logits, and the tensors by site in the order in which they are computed.
 
@@ -127,8 +122,8 @@ class Model:
         self,
         tokens: Tensor,
         fwd_hooks: Iterable[tuple[Names, HookFunction]] = (),
-        attention_mask: Tensor | None = None,
-        positions: Tensor | None = None,
+        attention_mask: Ids | None = None,
+        positions: Ids | None = None,
     ) -> Float[Tensor, "b p v"]:
         """The logits of a run in which functions see, and may replace, the tensors at sites.
 
@@ -136,14 +131,17 @@ class Model:
         is not used; its steps then run one by one.
 
         Raises:
-            InputError: the inputs do not fit this model, or a hook names no site of it.
+            InputError: the inputs do not fit this model, a hook names no site of it, or returns what cannot take the
+                place of its tensor.
         """
         hooks: dict[str, list[HookFunction]] = {}
-        for name, function in fwd_hooks:
+        for name, function in _pairs(fwd_hooks):
             for site in self._named(name):
                 hooks.setdefault(site, []).append(function)
         inputs = self._inputs(tokens, attention_mask, positions)
         hooked = {site: _fire(site, tensor, hooks) for site, tensor in inputs.items()}
+        if "tokens" in hooks:
+            check_tokens(self.spec.shape, hooked["tokens"])
         return self._run(hooked, {}, {}, hooks)
 
     def stepwise(self) -> Stepwise:
@@ -163,7 +161,7 @@ class Model:
             self._weights[name] = self._source(name).detach()
         return self._weights[name]
 
-    def _inputs(self, tokens: Tensor, mask: Tensor | None, positions: Tensor | None) -> dict[str, Tensor]:
+    def _inputs(self, tokens: Tensor, mask: Ids | None, positions: Ids | None) -> dict[str, Tensor]:
         inputs = prepare(self.spec, tokens, mask, positions)
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
@@ -198,13 +196,13 @@ class Model:
                 inside[step.writes] = step(inside, self.weight)
                 if step.writes in wanted:
                     yield step.writes, inside[step.writes]
-        result = _result_site(unit.step)
+        result = result_site(unit.step)
         if result is not None and result in wanted:
-            yield result, _results(unit.step, values, self.weight)
+            yield result, results(unit.step, values, self.weight)
 
-    def _plan(self, keep: frozenset[str]) -> tuple[_Row, ...]:
+    def _plan(self, keep: frozenset[str]) -> tuple[Row, ...]:
         if keep not in self._plans:
-            self._plans[keep] = tuple(_rows(tuple(units(self.spec.steps, keep))))
+            self._plans[keep] = tuple(rows(tuple(units(self.spec.steps, keep))))
         return self._plans[keep]
 
     def _wanted(self, names: Iterable[str] | Callable[[str], bool] | None) -> tuple[str, ...]:
@@ -212,18 +210,22 @@ class Model:
             return self.spec.sites
         if callable(names):
             return tuple(self._named(names))
+        if isinstance(names, str) or not isinstance(names, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"names={names!r} is no list; give the sites to keep as one, or a predicate over names.")
         return tuple(site for name in names for site in self._named(name, results=True))
 
     def _named(self, name: Names, *, results: bool = False) -> list[str]:
         """The sites that a name or a predicate picks."""
         sites = [*INPUTS, *self.spec.sites]
+        if not isinstance(name, str) and not callable(name):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"{name!r} is no site; give the name of one, or a predicate over names.")
         if callable(name):
             picked = [site for site in sites if name(site)]
             if not picked:
                 raise InputError("the predicate picks no site; print model.spec.sites to see them.")
             return picked
         if results:
-            sites += filter(None, map(_result_site, self.spec.steps))
+            sites += filter(None, map(result_site, self.spec.steps))
         if name not in sites:
             near = difflib.get_close_matches(name, sites, 3, 0.0)
             raise InputError(f"this model has no site {name!r}; near are {', '.join(near)}.")
@@ -245,34 +247,30 @@ def _check_order(spec: Spec) -> None:
 def _fire(site: str, tensor: Tensor, hooks: Mapping[str, list[HookFunction]]) -> Tensor:
     for function in hooks.get(site, ()):
         returned = function(tensor, Hook(site))
-        tensor = tensor if returned is None else returned
+        tensor = tensor if returned is None else _in_place_of(site, tensor, returned)
     return tensor
 
 
-def _rows(plan: tuple[Unit, ...]) -> Iterator[_Row]:
-    """Units with the sites that each one is the last to read; what nobody reads goes at once."""
-    last = {unit.step.writes: n for n, unit in enumerate(plan)}
-    for n, unit in enumerate(plan):
-        last.update(dict.fromkeys((*unit.reads, *(r for s in unit.absorbed for r in s.reads)), n))
-    last["logits"] = len(plan)
-    hidden = {step.writes for unit in plan for step in unit.absorbed}
-    ends: dict[int, list[str]] = {}
-    for site, n in last.items():
-        if not is_input(site) and site not in hidden:
-            ends.setdefault(n, []).append(site)
-    for n, unit in enumerate(plan):
-        yield _Row(unit, tuple(ends.get(n, ())))
+def _in_place_of(site: str, tensor: Tensor, returned: object) -> Tensor:
+    """A border: a hook is anybody's. What has one row, say, where there are more, stands in all of them."""
+    if isinstance(returned, Tensor) and returned.dtype == tensor.dtype:
+        if returned.shape == tensor.shape:
+            return returned
+        with suppress(RuntimeError):  # of another shape
+            return returned.expand(tensor.shape)
+    kind = f"{returned.dtype} {list(returned.shape)}" if isinstance(returned, Tensor) else type(returned).__name__
+    raise InputError(
+        f"the hook at {site} returned {kind} where a tensor like its own, {tensor.dtype} {list(tensor.shape)}, was "
+        "expected; return one, or None to leave it."
+    )
 
 
-def _result_site(step: Step) -> str | None:
-    """`attn.hook_result` of the layer whose `attn.hook_out` this step writes."""
-    if step.writes.endswith("attn.hook_out"):
-        return step.writes.removesuffix("hook_out") + "hook_result"
-    return None
-
-
-def _results(step: Step, values: Mapping[str, Tensor], weights: Weights) -> Float[Tensor, "b p h d"]:
-    """Each head's own contribution to `attn.hook_out`; the bias belongs to none."""
-    z = values[step.reads[0]]
-    by_head = step.arguments(weights)["W"].T.unflatten(0, (z.shape[2], -1))
-    return torch.einsum("bphe,hed->bphd", z, by_head)
+def _pairs(hooks: Any) -> Iterator[tuple[Any, Any]]:
+    """A border: whoever gives something else is told so before anything runs."""
+    for pair in hooks if isinstance(hooks, Iterable) else (hooks,):
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and callable(pair[1])):
+            raise InputError(
+                f"fwd_hooks hold {pair!r} where pairs of a site and a function were expected, as in "
+                '[("blocks.0.attn.hook_z", lambda z, hook: z * 0)].'
+            )
+        yield pair[0], pair[1]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from twinlens.errors import SpecError
 from twinlens.ops import Op
 from twinlens.sites import is_input
 
@@ -188,6 +189,8 @@ class Spec:
         """A copy after the edits, in their order. Raises SpecError where one does not fit."""
         spec = self
         for edit in edits:
+            if not callable(getattr(edit, "apply", None)):  # the border: parse_edits reads texts
+                raise SpecError(f"{edit!r} is no edit; give Set, Insert, Remove, Rewire or Input.")
             spec = edit.apply(spec)
         return spec
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from twinlens.cached import Past, appended, cached
+from twinlens.ids import Ids
 from twinlens.inputs import prepare
 from twinlens.model import HookFunction, Model
 from twinlens.spec import Spec, Weights
@@ -34,7 +35,7 @@ class Stepwise(Model):
         super().__init__(cached(spec), weights)
         self.past = Past()
 
-    def _inputs(self, tokens: Tensor, mask: Tensor | None, positions: Tensor | None) -> dict[str, Tensor]:
+    def _inputs(self, tokens: Tensor, mask: Ids | None, positions: Ids | None) -> dict[str, Tensor]:
         inputs = prepare(self.spec, tokens, mask, positions, self.past.mask)
         given = {name: tensor.to(self.device) for name, tensor in inputs.items()}
         return given | self.past.before(self.spec, given["tokens"])

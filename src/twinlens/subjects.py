@@ -19,14 +19,14 @@ from twinlens.capture import record as capture_record
 from twinlens.checkpoint import Checkpoint, from_module, open_checkpoint
 from twinlens.environments.elsewhere import Mend, record_elsewhere
 from twinlens.errors import ComparisonError, SourceError
-from twinlens.families import FAMILIES, declare
+from twinlens.families import declare, is_declared
 from twinlens.loading import kernel_of
 from twinlens.model import Model
 from twinlens.recording import Call, Recording
 from twinlens.sources.build import build
 from twinlens.sources.parse import ATTENTIONS, DTYPES, SourceString, parse
 from twinlens.spec import Spec, Weights
-from twinlens.tensors import read_json
+from twinlens.tensors import check_real, read_json
 
 Say = Callable[[str], None]
 """Told in a few words what is going on."""
@@ -109,7 +109,7 @@ class Live:
 
     def _is_of_a_family(self) -> bool:
         config = getattr(self.module, "config", None)  # the border: any module may stand here
-        return hasattr(config, "to_dict") and getattr(config, "model_type", None) in FAMILIES
+        return hasattr(config, "to_dict") and is_declared(getattr(config, "model_type", None))
 
     def record(self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say) -> Recording:
         """Its tensors, placed by weights and by replay."""
@@ -189,7 +189,7 @@ class Recorded(_Once):
     def said(self) -> Spec | None:
         """Of the config in its manifest."""
         config = self.recording.config or {}
-        return declare(config) if config.get("model_type") in FAMILIES else None
+        return declare(config) if is_declared(config.get("model_type")) else None
 
     def declaration(self) -> Declaration | None:
         """Of the checkpoint that its manifest names, if that is still there."""
@@ -264,8 +264,10 @@ def subject(of: object, call: Callable[..., Any] | None = None) -> Subject:
 
     Raises:
         SourceError: it is nothing that can be recorded.
+        CheckpointError: it is a module without numbers.
     """
     if isinstance(of, nn.Module):
+        check_real(of)
         return Live(of, call, type(of).__name__)
     if isinstance(of, Model):
         return Native(of)

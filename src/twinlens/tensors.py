@@ -6,6 +6,7 @@ This file also runs where another implementation lives: it needs torch and safet
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from twinlens.errors import CheckpointError
+from twinlens.errors import CheckpointError, InputError
 
 
 class Live:
@@ -115,13 +116,29 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
         raise CheckpointError(f"{folder} holds no model.safetensors and no index of shards; download the weights.")
 
 
+def check_real(module: nn.Module) -> None:
+    """Raises CheckpointError for a module whose tensors lie on the meta device, where they have no numbers."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise CheckpointError(
+                f"{name} of {type(module).__name__} lies on the meta device and holds no numbers; load its weights."
+            )
+
+
+def path_of(given: object) -> Path:
+    """What anybody gives as a path. Raises InputError where it cannot be one."""
+    if not isinstance(given, str | os.PathLike) or "\0" in str(given):
+        raise InputError(f"{given!r} is no path; give a string, or a pathlib.Path.")
+    return Path(given)
+
+
 def read_json(file: Path, advice: str) -> dict[str, Any]:
     """A JSON object. Raises CheckpointError; its message ends with the advice."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{file} does not exist; {advice}.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not readable JSON ({error}); {advice}.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{file} holds no JSON object; {advice}.")

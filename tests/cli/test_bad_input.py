@@ -54,10 +54,18 @@ TOKENS = {
     "[[true]]": "list of lists",
     '{"tokens": 1}': "list of lists",
     "[[1": "not JSON",
+    "null": "list of lists",
+    "[null]": "list of lists",
+    "[[null]]": "list of lists",
+    '[["1"]]': "list of lists",
+    "[[[1]]]": "list of lists",
+    "[" * 100_000: "not JSON",
+    "[" * 100_000 + "]" * 100_000: "not JSON",
+    "9" * 5000: "not JSON",
 }
 
 
-@pytest.mark.parametrize(("text", "says"), TOKENS.items())
+@pytest.mark.parametrize(("text", "says"), TOKENS.items(), ids=[text[:30] for text in TOKENS])
 def test_tokens_as_json(text: str, says: str, models: Path, tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "ids.json").write_text(text)
     same = models / "gemma2"
@@ -126,6 +134,61 @@ def test_sources(models: Path, tmp_path: Path, refused: Refused) -> None:
     assert "mlp width 80 and the candidate 96" in refused("compare", same, f"hf:{models / 'wide'}")
     (tmp_path / "broken.py").write_text("def make():\n    raise ValueError('too bad')\n")
     assert "too bad" in refused("compare", same, f"torch:{tmp_path / 'broken.py'}:make")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads=0 where a whole number from 1"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers=-1 where"),
+        ({"hidden_size": "48"}, "hidden_size='48' where"),
+        ({"rope_parameters": [1]}, "rope_parameters=[1] where an object"),
+        ({"hidden_activation": ["silu"]}, "hidden_activation=['silu'] where a name"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["hf", "native"])
+def test_a_config_that_cannot_be(
+    kind: str, change: dict[str, object], says: str, models: Path, tmp_path: Path, refused: Refused
+) -> None:
+    wrong = changed(models / "gemma2", tmp_path / "wrong", **change)
+    assert says in refused("compare", f"{kind}:{wrong}", models / "gemma2")
+
+
+def test_a_config_that_is_no_object(models: Path, tmp_path: Path, refused: Refused) -> None:
+    wrong = changed(models / "gemma2", tmp_path / "wrong")
+    for text in ("[]", "null", "3", "[" * 100_000, "{", ""):
+        (wrong / "config.json").write_text(text)
+        assert "config.json" in refused("compare", wrong, models / "gemma2")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import sys\nsys.exit(0)\ndef make(): pass\n", "line 2 failed with SystemExit: 0"),
+        ("def make():\n    raise SystemExit\n", "line 2 failed with SystemExit"),
+        ("class Odd(BaseException): ...\nraise Odd('away')\n", "line 2 failed with Odd: away"),
+        ("def make() return 1\n", "failed with SyntaxError"),
+        ("import absent_module\n", "line 1 failed with ModuleNotFoundError"),
+        ("def make():\n    return 5\n", "returned int"),
+        ("import torch\ndef make():\n    return torch.nn.Linear\n", "returned type"),
+        (
+            "import sys, torch\nclass Ends(torch.nn.Module):\n    def forward(self, tokens): sys.exit(0)\n"
+            "make = Ends\n",
+            "with SystemExit: 0",
+        ),
+    ],
+)
+def test_a_file_that_gives_no_module(text: str, says: str, models: Path, tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "port.py").write_text(text)
+    assert says in refused("compare", models / "gemma2", f"torch:{tmp_path / 'port.py'}:make")
+
+
+def test_an_exit_from_anywhere_is_no_success(monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
+    def end(folder: Path, site: str | None) -> int:
+        raise SystemExit(0)
+
+    monkeypatch.setattr("twinlens.cli.showing.show", end)
+    assert "ended the process (SystemExit: 0)" in refused("show", "x")
 
 
 def test_a_checkpoint_that_is_cut_short(models: Path, tmp_path: Path, refused: Refused) -> None:

@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING
 from tests.tiny import ALL, CONFIGS, ROPE
 from twinlens import ConfigError, UnknownArchitecture, declare
 from twinlens.families import FAMILIES as DECLARED
+from twinlens.families.config import IRRELEVANT
 from twinlens.spec import stored_name
 
 every_family = pytest.mark.parametrize("family", ALL)
@@ -188,3 +189,62 @@ def test_a_key_that_is_left_out_means_what_the_class_means(family: str) -> None:
 def test_what_changes_the_function_of_any_family(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=key):
         declare(config_of("gpt2") | {key: value})
+
+
+WRONG: list[object] = [0, -3, "48", float("nan"), [None], {"a": 1}, ["silu"], 10**400]
+
+
+@every_family
+def test_whatever_stands_at_a_key_is_read_or_refused(family: str) -> None:
+    """A traceback would fail this: every key of every family, with values of every kind."""
+    whole = config_of(family)
+    rotary = whole.get("rope_parameters") or {}
+    changed: list[dict[str, Any]] = [{key: value} for key in whole.keys() - IRRELEVANT.keys() for value in WRONG]
+    changed += [{"rope_parameters": rotary | {key: value}} for key in rotary for value in WRONG]
+    said = list[str]()
+    for change in changed:
+        try:
+            declare(whole | change)
+        except (ConfigError, UnknownArchitecture) as error:
+            said.append(str(error))
+    assert said
+    assert not [words for words in said if "\n" in words or len(words) > 600]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads=0 where a whole number from 1"),
+        ({"num_hidden_layers": -2}, "num_hidden_layers=-2 where a whole number from 1 to 10000"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 where"),
+        ({"hidden_size": "48"}, "hidden_size='48' where a whole number"),
+        ({"rms_norm_eps": "x"}, "rms_norm_eps='x' where a number of at least 0"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan where"),
+        ({"hidden_act": ["silu"]}, r"hidden_act=\['silu'\] where a name"),
+        ({"attention_bias": "false"}, "attention_bias='false' where true or false"),
+        ({"rope_parameters": [1]}, r"rope_parameters=\[1\] where an object"),
+        ({"rope_parameters": {"rope_type": ["x"]}}, r"rope_type=\['x'\] where a name"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "factor=0 where a number above 0"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "3 rotated numbers of the 12 of a head"),
+        ({"num_key_value_heads": 3}, "4 heads share 3 keys and values"),
+        ({"num_attention_heads": 96, "num_key_value_heads": 96, "head_dim": None}, "each 0 wide"),
+        ({"model_type": ["llama"]}, r"model_type=\['llama'\] where a name"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        declare(config_of("llama") | change)
+
+
+def test_lists_of_another_length_are_named() -> None:
+    longrope = config_of("phi3") | {"rope_parameters": ROPE["longrope"] | {"partial_rotary_factor": 0.5}}
+    with pytest.raises(ConfigError, match="6 numbers in short_factor where 3 were expected"):
+        declare(longrope)
+    with pytest.raises(ConfigError, match=r"no_rope_layers=\[1\], and that it has 3 layers"):
+        declare(config_of("smollm3") | {"no_rope_layers": [1]})
+
+
+def test_a_stretch_that_is_left_out_counts_for_the_scores_too() -> None:
+    said = {k: v for k, v in ROPE["yarn, mscale"].items() if k != "factor"}
+    config = config_of("deepseek_v3") | {"max_position_embeddings": 64}
+    assert declare(config | {"rope_parameters": said}) == declare(config)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from twinlens.errors import CaptureError
+from twinlens.errors import CaptureError, is_asked_to_end
 
 Call = Callable[[Tensor, "Tensor | None"], Tensor]
 """`(tokens, mask or None) -> logits`."""
 
 
 def invoke(module: nn.Module, tokens: Tensor, mask: Tensor | None, call: Call | None) -> Tensor:
-    """Logits of a call as `module(tokens)`, with `attention_mask=` where the forward takes one."""
+    """Logits of a call as `module(tokens)`, with `attention_mask=` where the forward takes one.
+
+    Raises CaptureError where it fails, or returns no logits.
+    """
     try:
         out: Any = call(tokens, mask) if call is not None else module(tokens, **_keywords(module, mask))
     except CaptureError:
         raise
-    except Exception as error:  # the border: anything may be raised by somebody's module
+    except BaseException as error:  # the border: anything may be raised by somebody's module, SystemExit too
+        if is_asked_to_end(error):
+            raise
         raise CaptureError(
             f"{type(module).__name__} failed on tokens of shape {list(tokens.shape)} with "
             f"{type(error).__name__}: {error}; pass call= if it is called in another way."
@@ -41,14 +46,24 @@ def logits_of(out: Any, module: nn.Module) -> Tensor:
     return logits
 
 
+def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(module.forward).parameters
+    except (TypeError, ValueError):  # no function of Python's
+        return {}
+
+
 def _keywords(module: nn.Module, mask: Tensor | None) -> dict[str, Any]:
-    takes = inspect.signature(module.forward).parameters
+    takes = _parameters(module)
+    hides = mask is not None and not bool(mask.all())
     # A cache changes no value of a single call, but holds keys and values alive (and in some releases a
     # window of its own), so it is switched off where there is a switch.
     keywords: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
     if mask is not None and "attention_mask" in takes:
         keywords["attention_mask"] = mask
-    elif mask is not None and not bool(mask.all()):
+    elif hides and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values()):
+        keywords["attention_mask"] = mask  # a wrapper, which hands on what it is given
+    elif hides:
         raise CaptureError(
             f"{type(module).__name__}.forward takes no attention_mask, and the mask hides tokens; "
             "run without padding, or pass call= that hands the mask on."

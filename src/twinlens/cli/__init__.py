@@ -14,11 +14,11 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
-from twinlens.errors import TwinlensError
+from twinlens.errors import TERMINATED, TwinlensError
 
 SAME, DIFFERENT, FAILED = 0, 1, 2
-INTERRUPTED, PIPE_CLOSED, TERMINATED = 130, 141, 143
-"""128 + SIGINT, 128 + SIGPIPE, 128 + SIGTERM, as shells say it."""
+INTERRUPTED, PIPE_CLOSED = 130, 141
+"""128 + SIGINT, 128 + SIGPIPE, as shells say it."""
 
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -71,7 +71,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     except SystemExit as ended:  # typer makes this of a pipe that nobody reads any more
         if isinstance(ended.__context__, BrokenPipeError):
             raise BrokenPipeError from None
-        raise
+        if ended.code == TERMINATED:
+            raise
+        return _failed(f"the code that was run ended the process (SystemExit: {ended.code}); let it return instead.")
     except usage as error:
         words = str(error.format_message())  # pyright: ignore[reportAttributeAccessIssue]
         return _failed(f"{words.rstrip('.')}; see twinlens --help.")

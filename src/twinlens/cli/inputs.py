@@ -65,7 +65,7 @@ def _of_json(path: Path) -> Tensor:
     wanted = "a JSON list of lists of token ids such as [[1, 5, 2]] was expected"
     try:
         said: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); {wanted}, or a .safetensors.") from error
     rows: Any = [said] if isinstance(said, list) and said and _are_ids(said) else said
     if not isinstance(rows, list) or not all(isinstance(r, list) and _are_ids(r) for r in rows):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from twinlens.errors import ConfigError
+from twinlens.families.values import checked, short
 
 MISSING = object()
 
@@ -131,12 +132,18 @@ class Config:
         self._read: set[str] = set()
         self.irrelevant: dict[str, str] = dict(IRRELEVANT)
 
-    def get(self, *spellings: str, default: Any = MISSING) -> Any:
-        """The value under any of its spellings. Raises ConfigError if it is required and absent."""
+    def get(self, *spellings: str, default: Any = MISSING, like: Any = None) -> Any:
+        """The value under any of its spellings.
+
+        It is of the kind of the default, or of `like` where the default is None; what is required is a size.
+        Raises ConfigError if it is required and absent, or of another kind.
+        """
         self._read.update(spellings)
         for key in spellings:
             if self._values.get(key) is not None:
-                return self._values[key]
+                return checked(
+                    key, self._values[key], 1 if default is MISSING else like if default is None else default
+                )
         if default is MISSING:
             raise ConfigError(
                 f"the config has no {spellings[0]!r}, which {self.family} needs; "
@@ -144,9 +151,9 @@ class Config:
             )
         return default
 
-    def optional(self, key: str, default: Any) -> Any:
-        """The value, None where the config says so, and the default where it says nothing."""
-        return self._values[key] if self.has(key) else default
+    def optional(self, key: str, default: Any, like: Any = None) -> Any:
+        """The value, None where the config says so, and the default where it says nothing; kinds as in `get`."""
+        return self.get(key, default=None, like=like if default is None else default) if self.has(key) else default
 
     def has(self, key: str) -> bool:
         """Whether the key is there at all, even as null."""
@@ -166,7 +173,9 @@ class Config:
         """A key that this family understands with one value only."""
         found = self.get(key, default=value)
         if found != value:
-            raise ConfigError(f"the config says {key}={found!r}; {self.family} is declared for {value!r} only: {why}")
+            raise ConfigError(
+                f"the config says {key}={short(found)}; {self.family} is declared for {value!r} only: {why}"
+            )
 
     @property
     def unread(self) -> dict[str, Any]:
@@ -182,7 +191,7 @@ class Config:
         if "gguf" not in str(how.get("quant_method")).lower():  # of which transformers makes numbers as it reads it
             self.require("quantization_config", {}, _NUMBERS)
         if self.unread:
-            listed = ", ".join(f"{k}={v!r}" for k, v in self.unread.items())
+            listed = ", ".join(f"{k}={short(v)}" for k, v in self.unread.items())
             raise ConfigError(
                 f"the config has keys that {self.family} does not know and that could change "
                 f"what it computes: {listed}; remove them from config.json, or declare them in "

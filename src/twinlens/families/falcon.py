@@ -36,7 +36,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     act = Activate(*rows.activation(c, "activation", default="gelu"))
     bias, parallel = c.get("bias", default=False), c.get("parallel_attn", default=True)
     grouped = c.get("new_decoder_architecture", default=False)
-    two = grouped and (c.get("num_ln_in_parallel_attn", default=None) or 2) == 2
+    two = grouped and (c.get("num_ln_in_parallel_attn", default=None, like=1) or 2) == 2
     product, table = Project(product="matmul"), rotary(c, shape.head_width, dtype)
     scores, softmax = Scores(sqrt(shape.head_width), scaling="divide"), Softmax(dtype=None)
 

@@ -27,7 +27,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     act = rows.activation(c, "hidden_activation", default="gelu_pytorch_tanh")[0]
     bias = c.get("attention_bias", default=False)
     windows = rows.windows(c, shape.layers, ("sliding_attention", "full_attention"), 4096)
-    scale = sqrt(c.get("query_pre_attn_scalar", default=256))
+    scale = sqrt(c.get("query_pre_attn_scalar", default=256.0))
     cap, last = c.optional("attn_logit_softcapping", 50.0), c.optional("final_logit_softcapping", 30.0)
     table = rotary(c, shape.head_width, dtype)
 

@@ -29,8 +29,8 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     pattern = c.get("sliding_window_pattern", "_sliding_window_pattern", default=6)
     kinds = ("sliding_attention",) * (pattern - 1) + ("full_attention",)
     windows = rows.windows(c, shape.layers, kinds, 4096)
-    scale = sqrt(c.get("query_pre_attn_scalar", default=256))
-    cap, last = c.get("attn_logit_softcapping", default=None), c.get("final_logit_softcapping", default=None)
+    scale = sqrt(c.get("query_pre_attn_scalar", default=256.0))
+    cap, last = (c.get(f"{of}_logit_softcapping", default=None, like=1.0) for of in ("attn", "final"))
     table = rotary(c, shape.head_width, dtype, theta=1e6, layers="full_attention")
     local = rotary(c, shape.head_width, dtype, theta=1e4, layers="sliding_attention", key="rope_local_base_freq")
 

@@ -26,7 +26,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     act = rows.activation(c, "hidden_act", default="silu")[0]
     experts = Experts(act, formula="kernel", kernel=rows.expert_kernel(c))
     select = rows.select(c, shape, 2)
-    scores = Scores(sqrt(shape.head_width), window=c.optional("sliding_window", None))
+    scores = Scores(sqrt(shape.head_width), window=c.optional("sliding_window", None, like=1))
     table = rotary(c, shape.head_width, dtype, theta=1e6)
 
     yield rows.embed("model.embed_tokens")

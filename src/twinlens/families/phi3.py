@@ -22,7 +22,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     c.ignore("dropout is off in evaluation", "attention_dropout", "embd_pdrop", "resid_pdrop")
     norm = Norm(Normalize(eps=c.get("rms_norm_eps", default=1e-5)))
     act = rows.activation(c, "hidden_act", default="silu")[0]
-    scores = Scores(sqrt(shape.head_width), window=c.optional("sliding_window", None))
+    scores = Scores(sqrt(shape.head_width), window=c.optional("sliding_window", None, like=1))
     table = rotary(c, shape.head_width, dtype)
 
     yield rows.embed("model.embed_tokens")

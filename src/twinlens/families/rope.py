@@ -12,6 +12,7 @@ import torch
 
 from twinlens.errors import ConfigError
 from twinlens.families.config import Config
+from twinlens.families.values import checked
 from twinlens.ops import RotaryTable
 
 
@@ -58,6 +59,11 @@ _SCALING: dict[str, _Kind] = {
     ),
 }  # fmt: skip
 _SHARED = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "attention_factor"}
+_LIKE: dict[str, Any] = {
+    "rope_type": "", "type": "", "truncate": True, "short_factor": [1.0], "long_factor": [1.0],
+}  # fmt: skip
+"""What is no number."""
+_KEYS = _SHARED.union(*(kind.needs.keys() | kind.may.keys() for kind in _SCALING.values()))
 
 
 def rotary(
@@ -87,25 +93,39 @@ def rotary(
     base = said.get("rope_theta", c.get(key, "rotary_emb_base", default=theta))
     share = said.get("partial_rotary_factor", c.get("partial_rotary_factor", "rotary_pct", default=partial))
     table = RotaryTable(width=int(width * share), out=out, base=float(base))
+    if table.width % 2 or not 0 < table.width <= width:
+        raise ConfigError(
+            f"the config asks for {table.width} rotated numbers of the {width} of a head, where an even number of them "
+            "was expected; correct head_dim, or the part that is rotated"
+        )
     return table if name == "default" else _scaled(c, table, kind, name, said)
 
 
 def yarn_size(c: Config) -> float:
     """By which DeepSeek multiplies queries and keys where the context is stretched: `mscale_all_dim` of equation 22."""
     said = _said(c, None, "rope_theta")
-    scaled = said.get("rope_type", said.get("type", "default")) != "default"
-    return _size(float(said["factor"]), said["mscale_all_dim"]) if scaled and said.get("mscale_all_dim") else 1.0
+    name = said.get("rope_type", said.get("type", "default"))
+    if name == "default" or not said.get("mscale_all_dim"):
+        return 1.0
+    return _size(float(_completed(c, _SCALING[name], said)["factor"]), said["mscale_all_dim"])
 
 
 def _said(c: Config, layers: str | None, key: str) -> dict[str, Any]:
     new, old = c.get("rope_parameters", default={}), c.get("rope_scaling", default={})
     if layers is not None:
-        new = new.get(layers, {})
-    return {k: v for k, v in {**(old if key == "rope_theta" else {}), **new}.items() if v is not None}
+        new = checked(f"rope_parameters[{layers!r}]", new.get(layers, {}), {})
+    said = {**(old if key == "rope_theta" else {}), **new}
+    return {k: checked(k, v, _LIKE.get(k, 1.0) if k in _KEYS else None) for k, v in said.items() if v is not None}
 
 
 def _scaled(c: Config, table: RotaryTable, kind: _Kind, name: str, said: dict[str, Any]) -> RotaryTable:
     named = {**kind.needs, **kind.may}
+    for key in ("short_factor", "long_factor"):
+        if key in named and len(said[key]) != table.width // 2:
+            raise ConfigError(
+                f"the config has {len(said[key])} numbers in {key} where {table.width // 2} were expected, one for "
+                "each pair of rotated numbers; correct it there"
+            )
     fields = {ours: _value(said[theirs]) for theirs, ours in named.items() if ours and theirs in said}
     untruncated = name == "yarn" and said.get("truncate") is False
     table = table.replace(scaling="yarn_untruncated" if untruncated else name, **fields)
@@ -117,8 +137,8 @@ def _scaled(c: Config, table: RotaryTable, kind: _Kind, name: str, said: dict[st
 def _completed(c: Config, kind: _Kind, said: dict[str, Any]) -> dict[str, Any]:
     """With what a config may say outside of its rotary part; a stretch that is left out follows from both lengths."""
     keys = ("max_position_embeddings", "original_max_position_embeddings")
-    outside = {key: c.get(key, default=None) for key in keys if key in kind.needs}
-    c.get("original_max_position_embeddings", default=None)  # a length that only a scaling uses
+    outside = {key: c.get(key, default=None, like=1) for key in keys if key in kind.needs}
+    c.get("original_max_position_embeddings", default=None, like=1)  # a length that only a scaling uses
     found = {k: v for k, v in outside.items() if v is not None} | said
     if "factor" in kind.needs and "factor" not in found and "original_max_position_embeddings" in found:
         found["factor"] = _longest(c) / found["original_max_position_embeddings"]

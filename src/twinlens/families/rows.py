@@ -25,10 +25,10 @@ def llama_shape(
         layers=c.get("num_hidden_layers"),
         d_model=width,
         heads=heads,
-        kv_heads=c.optional("num_key_value_heads", kv_heads) or heads,
+        kv_heads=c.optional("num_key_value_heads", kv_heads, like=1) or heads,
         head_width=c.get("head_dim", default=head_width or width // heads),
         vocabulary=c.get("vocab_size"),
-        mlp_width=c.get("intermediate_size", default=None),
+        mlp_width=c.get("intermediate_size", default=None, like=1),
         experts=experts and c.get("num_local_experts", "num_experts", "n_routed_experts", default=experts),
     )
 
@@ -77,7 +77,7 @@ def windows(
 
     `width` is what it is where the config does not say; `on` whether the config uses any at all.
     """
-    width = c.optional("sliding_window", width)
+    width = c.optional("sliding_window", width, like=1)
     return [width if on and kind == "sliding_attention" else None for kind in layer_types(c, layers, default)]
 
 

@@ -8,6 +8,7 @@ from math import sqrt
 
 import torch
 
+from twinlens.errors import ConfigError
 from twinlens.families import rows
 from twinlens.families.config import Config
 from twinlens.families.rope import rotary
@@ -26,6 +27,10 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     bias, mlp_bias = c.get("attention_bias", default=False), c.get("mlp_bias", default=False)
     every = c.get("no_rope_layer_interval", default=4)
     rotates = c.get("no_rope_layers", default=[(i + 1) % every for i in range(shape.layers)])  # 0: it does not
+    if len(rotates) < shape.layers:
+        raise ConfigError(
+            f"the config says no_rope_layers={rotates!r}, and that it has {shape.layers} layers; give each"
+        )
     slides = c.get("use_sliding_window", default=False)
     kinds = tuple("full_attention" if on or not slides else "sliding_attention" for on in rotates[: shape.layers])
     windows = rows.windows(c, shape.layers, kinds, None, on=slides)

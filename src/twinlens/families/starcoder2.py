@@ -24,7 +24,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     norm = Norm.fused(c.get("norm_epsilon", default=1e-5))
     act = Activate(*rows.activation(c, "hidden_act", default="gelu_pytorch_tanh"))
     bias = c.get("use_bias", default=True)
-    scores = Scores(sqrt(shape.head_width), window=c.optional("sliding_window", None))
+    scores = Scores(sqrt(shape.head_width), window=c.optional("sliding_window", None, like=1))
     table = rotary(c, shape.head_width, dtype)
 
     yield rows.embed("model.embed_tokens")

@@ -19,7 +19,16 @@ from twinlens.parity.merged import Merged, Meter, coming_in, stored, work
 from twinlens.parity.reference import Computed, as_computed
 from twinlens.parity.result import Cause, Examination, Finding, Result, Verdict
 from twinlens.parity.rounding import by_rows, difference, equal, unmasked
-from twinlens.parity.sides import Side, check_finite, check_shapes, check_sizes, check_tokens, check_weights, inputs_of
+from twinlens.parity.sides import (
+    Side,
+    check_dtypes,
+    check_finite,
+    check_shapes,
+    check_sizes,
+    check_tokens,
+    check_weights,
+    inputs_of,
+)  # fmt: skip
 from twinlens.parity.walk import Walk
 from twinlens.recording import Recording
 from twinlens.sites import INPUTS
@@ -64,6 +73,7 @@ class Judge:
             raise ComparisonError(
                 "the two recordings have no site in common; record the same sites of both, e.g. --sites all"
             )
+        check_dtypes(self.common, self.reference.sites, self.candidate.sites)
         check_shapes(self.common, self.reference.sites, self.candidate.sites)
         check_sizes(spec, self.common, self.reference.sites)
         check_weights(self.candidate.own)

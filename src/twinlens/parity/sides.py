@@ -72,6 +72,20 @@ def check_tokens(reference: Recording, candidate: Recording) -> None:
         raise ComparisonError("the recordings ran the same tokens under different attention masks; record both alike")
 
 
+def check_dtypes(common: Iterable[str], a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    """Raises ComparisonError for integers where a model computes real numbers, and the other way round."""
+    for site in common:
+        for side, tensor in (("reference", a[site]), ("candidate", b[site])):
+            chosen = site.endswith("hook_indices")  # which experts
+            real = tensor.is_floating_point() and tensor.dtype.itemsize > 1  # of 8 bits torch computes nothing
+            if (tensor.is_floating_point() or tensor.dtype == torch.bool) if chosen else not real:
+                expected = "integers" if chosen else "floating-point numbers of 16 bits or more"
+                raise ComparisonError(
+                    f"{site} of the {side} is {str(tensor.dtype).removeprefix('torch.')} where {expected} were "
+                    "expected; record the tensor as the model computes it"
+                )
+
+
 def check_shapes(common: Iterable[str], a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
     """Raises ComparisonError for a site of another shape.
 

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from twinlens import sites
 from twinlens.errors import InputError
+from twinlens.ids import Ids, like, padding, whole
 from twinlens.recording.shards import CODES, dtype_name
 from twinlens.shapes import Int
-
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 _STORABLE = frozenset(getattr(torch, name, None) for name in CODES) - {None}
 
 TABLES = ("rotary.", "hook_pos_embed")
 """Sites whose rows implementations compute once for the whole batch, so that b = 1 is honest."""
-
-Ids = Tensor | Sequence[Any]
-"""Ids as a tensor, a list of rows, or one row."""
 
 
 def tokens_of(given: Ids) -> Int[Tensor, "b p"]:
@@ -30,7 +26,7 @@ def tokens_of(given: Ids) -> Int[Tensor, "b p"]:
 
     Raises InputError for none at all, other dtypes, negative ids, rows of unequal length.
     """
-    tokens = _integers("tokens", given)
+    tokens = whole("tokens", given)
     if not tokens.numel():
         raise InputError(
             f"tokens are empty (shape {list(tokens.shape)}) and a run needs at least one; "
@@ -58,17 +54,7 @@ def mask_of(given: Ids | None, tokens: Int[Tensor, "b p"]) -> Int[Tensor, "b p"]
     """
     if given is None:
         return torch.ones_like(tokens)
-    mask = _as_tensor("mask", given)
-    mask = _like(tokens, "mask", _integers("mask", mask.long() if mask.dtype == torch.bool else mask))
-    if not bool(((mask == 0) | (mask == 1)).all()):
-        odd = mask[(mask != 0) & (mask != 1)]
-        raise InputError(
-            f"mask holds {int(odd[0])} where 1 (a real token) or 0 (padding) was expected; "
-            "pass the padding mask [batch, position], not an additive one."
-        )
-    if not bool(mask.any()):
-        raise InputError("mask is 0 everywhere, so no token is real; 1 marks a real token.")
-    return mask
+    return padding(given, tokens)
 
 
 def positions_of(given: Ids | None, tokens: Int[Tensor, "b p"]) -> Int[Tensor, "b p"]:
@@ -78,39 +64,11 @@ def positions_of(given: Ids | None, tokens: Int[Tensor, "b p"]) -> Int[Tensor, "
     """
     if given is None:
         given = torch.arange(tokens.shape[1], device=tokens.device)
-    positions = _integers("positions", given)
+    positions = whole("positions", given)
     rows = positions[None] if positions.ndim == 1 else positions
     if rows.ndim == 2 and rows.shape[0] == 1:
         rows = rows.expand(tokens.shape[0], -1)
-    return _like(tokens, "positions", rows).contiguous()
-
-
-def _as_tensor(what: str, given: Ids) -> Tensor:
-    try:
-        return torch.as_tensor(given)
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise InputError(
-            f"{what} cannot be read as one tensor of ids ({error}); pass rows of integers, padded "
-            "to one length, with mask= to say which are real."
-        ) from error
-
-
-def _integers(what: str, given: Ids) -> Tensor:
-    tensor = _as_tensor(what, given)
-    if tensor.numel() and tensor.dtype not in INTEGERS:
-        raise InputError(
-            f"{what} are {dtype_name(tensor)} where integers were expected; pass the ids themselves, as int64."
-        )
-    return tensor.detach().to(torch.int64)
-
-
-def _like(tokens: Tensor, what: str, given: Tensor) -> Tensor:
-    if given.shape != tokens.shape and (1, *given.shape) != tuple(tokens.shape):
-        raise InputError(
-            f"{what} has shape {list(given.shape)} where tokens have {list(tokens.shape)}; "
-            f"pass {what} for the same batch and positions."
-        )
-    return given.reshape(tokens.shape)
+    return like(tokens, "positions", rows).contiguous()
 
 
 def fitted(site: str, tensor: Tensor, tokens: Int[Tensor, "b p"], *, later: bool) -> Tensor:
@@ -129,6 +87,17 @@ def fitted(site: str, tensor: Tensor, tokens: Int[Tensor, "b p"], *, later: bool
         tensor = tensor.expand(shape[0], *tensor.shape[1:])
     check_shape(site, tensor.shape, tokens, later=later)
     return tensor
+
+
+def check_named(what: str, given: object) -> None:
+    """Raises InputError for what is no mapping from names to tensors."""
+    if not isinstance(given, Mapping):
+        raise InputError(f"{what} are a {type(given).__name__} where a dict from names to tensors was expected.")
+    for name in cast("Mapping[object, Any]", given):
+        if not isinstance(name, str):
+            raise InputError(
+                f"{what} have the name {name!r} where a string was expected; name each as twinlens.sites does."
+            )
 
 
 def check_shape(site: str, shape: Sequence[int], tokens: Tensor, *, later: bool) -> None:
@@ -184,9 +153,11 @@ def check_some_known(known: Iterable[str], unknown: Sequence[str]) -> None:
 
 def plain(what: str, value: dict[str, Any] | None) -> dict[str, Any] | None:
     """The value as JSON gives it back (tuples as lists), or InputError where JSON cannot say it."""
+    if not isinstance(value, dict | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"{what} is a {type(value).__name__} where a dict was expected; give names to what it says.")
     try:
         return json.loads(json.dumps(value))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"{what} cannot be written as JSON ({error}); use text, numbers, true, false, null, lists and dicts only."
         ) from error

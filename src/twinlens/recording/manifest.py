@@ -111,7 +111,7 @@ def _json(folder: Path) -> dict[str, Any]:
             f"{folder} has no {NAME}, so it is no recording; check the path, or make one from "
             "tensors with Recording.from_tensors(...).save(path)."
         ) from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise RecordingError(
             f"{folder / NAME} cannot be read as JSON ({error}); copy the recording again, or record once more."
         ) from error
@@ -119,7 +119,7 @@ def _json(folder: Path) -> dict[str, Any]:
 
 
 def _manifest(said: Mapping[str, Any]) -> Manifest:
-    shards = {_shard_name(name): Seal(**seal) for name, seal in said["shards"].items()}
+    shards = {_shard_name(name): _seal(seal) for name, seal in said["shards"].items()}
 
     def entries(of: Mapping[str, Any]) -> dict[str, Entry]:
         return {name: _entry(entry, shards) for name, entry in of.items()}
@@ -129,25 +129,47 @@ def _manifest(said: Mapping[str, Any]) -> Manifest:
         if set(call.inputs) != set(INPUTS):
             raise ValueError(f"a call has the inputs {sorted(call.inputs)}")
     return Manifest(
-        about=dict(said["about"]),
-        config=said["config"],
-        checkpoint=said["checkpoint"],
+        about=_a(dict, said["about"]),
+        config=_a(dict, said["config"], or_none=True),
+        checkpoint=_checkpoint(said["checkpoint"]),
         partial=bool(said["partial"]),
         shards=shards,
         calls=calls,
         weights=entries(said["weights"]),
-        weights_equal=list(said["weights_equal"]),
-        unknown=list(said["unknown"]),
+        weights_equal=_names(said["weights_equal"]),
+        unknown=_names(said["unknown"]),
     )
+
+
+def _a(kind: type, value: Any, *, or_none: bool = False) -> Any:
+    """The value, which JSON may have as anything. Raises TypeError where it is of another kind."""
+    if not isinstance(value, kind) and not (or_none and value is None):
+        raise TypeError(f"{value!r:.60} where a {kind.__name__} was expected")
+    return value
+
+
+def _names(said: Any) -> list[str]:
+    return [_a(str, name) for name in _a(list, said)]
+
+
+def _seal(said: Any) -> Seal:
+    return Seal(_a(str, said["sha256"]), _a(int, said["bytes"]))
+
+
+def _checkpoint(said: Any) -> dict[str, Any] | None:
+    found = _a(dict, said, or_none=True)
+    for name in ("path", "sha256"):
+        _a(str, (found or {}).get(name), or_none=True)
+    return found
 
 
 def _entry(said: Mapping[str, Any], shards: Mapping[str, Seal]) -> Entry:
     entry = Entry(
-        shard=said["shard"],
-        key=said["key"],
-        shape=tuple(said["shape"]),
-        dtype=said["dtype"],
-        placed=said["placed"],
+        shard=_a(str, said["shard"]),
+        key=_a(str, said["key"]),
+        shape=tuple(_a(int, size) for size in said["shape"]),
+        dtype=_a(str, said["dtype"]),
+        placed=_a(str, said["placed"]),
     )
     if entry.shard not in shards:
         raise ValueError(f"{entry.key} lies in {entry.shard}, which is not listed")

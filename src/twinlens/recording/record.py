@@ -12,12 +12,13 @@ from torch import Tensor
 
 from twinlens import sites as names
 from twinlens.errors import InputError, RecordingError
+from twinlens.ids import Ids
 from twinlens.recording import checks
-from twinlens.recording.checks import Ids
 from twinlens.recording.manifest import INPUTS, Manifest, StoredCall
 from twinlens.recording.shards import Shards, Stored, Tensors
 from twinlens.recording.writer import Writer
 from twinlens.shapes import Int
+from twinlens.tensors import path_of
 
 
 @dataclass(eq=False)
@@ -123,6 +124,8 @@ class Recording:
         >>> recording.tokens.shape, list(recording.sites)
         (torch.Size([1, 3]), ['logits'])
         """
+        for what, named in (("tensors", tensors), ("weights", weights or {})):
+            checks.check_named(what, named)
         known = {n: t for n, t in tensors.items() if n not in INPUTS and names.is_known(n)}
         unknown = [name for name in tensors if not names.is_known(name)]
         ids = checks.tokens_of(tokens)
@@ -181,7 +184,7 @@ class Recording:
         Raises RecordingError where the folder, the manifest or a shard is missing, damaged or of
         another format, here or when the tensor is read.
         """
-        folder = Path(path)
+        folder = path_of(path)
         manifest = Manifest.read(folder)
         shards = Shards(folder, manifest.shards, verify=verify)
         strange = {s for call in manifest.calls for s in call.sites if not names.is_known(s)}

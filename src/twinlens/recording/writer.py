@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -13,11 +12,12 @@ from torch import Tensor
 
 from twinlens import sites
 from twinlens.errors import InputError, RecordingError
+from twinlens.ids import Ids
 from twinlens.recording import checks
-from twinlens.recording.checks import Ids
 from twinlens.recording.folder import GrowingFolder, Waiting
 from twinlens.recording.manifest import INPUTS, Manifest, StoredCall
 from twinlens.shapes import Int
+from twinlens.tensors import path_of
 
 SHARD_BYTES = 64 << 20
 """Small enough for three to be written side by side; a run of 100 GB is then 1,600 files."""
@@ -62,7 +62,7 @@ class Writer:
             checks.plain("config", config),
             checks.plain("checkpoint", checkpoint),
         )
-        self._folder = GrowingFolder(Path(path).resolve(), self._manifest, overwrite, shard_bytes)
+        self._folder = GrowingFolder(path_of(path).resolve(), self._manifest, overwrite, shard_bytes)
         self._tokens: Tensor | None = None
         self._seen: set[str] = set()
         self._weights: set[str] = set()

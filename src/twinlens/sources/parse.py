@@ -159,7 +159,7 @@ def _kind_of_path(path: str) -> str:
 def _is_recording(place: Path) -> bool:
     try:
         manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False  # absent, or another program's file of that name
     return isinstance(manifest, dict) and "twinlens" in manifest
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from twinlens.errors import SourceError
+from twinlens.errors import SourceError, is_asked_to_end
 from twinlens.sources.built import Built, Call, first_sentence
 
 
@@ -78,7 +78,9 @@ def _run(build_it: Callable[[], object], file: Path) -> object:
         return build_it()
     except SourceError:
         raise
-    except Exception as error:  # the border: whatever the user's own code raises
+    except BaseException as error:  # the border: whatever the user's own code raises, SystemExit too
+        if is_asked_to_end(error):
+            raise
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if _same(f, file)]
         at = f", line {lines[-1]}" if lines else ""
         raise SourceError(f"{file.name}{at} failed with {type(error).__name__}: {first_sentence(error)}.") from error
@@ -94,7 +96,11 @@ def _kind(made: object) -> str:
 
 def _with_mask(call: Callable[..., Tensor], path: str) -> Call:
     """A `call(tokens)` of one argument is as good, as long as nothing is padded."""
-    if len(inspect.signature(call).parameters) > 1:
+    try:
+        takes = inspect.signature(call).parameters
+    except (TypeError, ValueError):  # no function of Python's
+        return call
+    if len(takes) > 1:
         return call
 
     def unmasked(tokens: Tensor, mask: Tensor | None) -> Tensor:
