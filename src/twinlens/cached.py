@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -123,6 +124,56 @@ def left(spec: Spec, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
             window, kept = windows[split(step.writes)[0]], sites[step.writes]
             found[step.reads[0]] = kept if window is None else kept[:, max(kept.shape[1] - window + 1, 0) :]
     return found
+
+
+class Ran(Protocol):
+    """A call that was made: its tokens [b p], its mask [b p], what it wrote."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """[b p]."""
+        ...
+
+    @property
+    def mask(self) -> Tensor:
+        """[b p], 1 = a real token."""
+        ...
+
+    @property
+    def sites(self) -> Mapping[str, Tensor]:
+        """What it wrote."""
+        ...
+
+
+def befores(spec: Spec, calls: Sequence[Ran]) -> Iterator[dict[str, Tensor]]:
+    """For each of the calls of one text, by a cached spec, what the calls before it left, and the mask of all slots.
+
+    Raises InputError where a call does not show what it read by slot, and the next one cannot be judged.
+    """
+    past = Past()
+    for number, call in enumerate(calls):
+        before = past.before(spec, call.tokens)
+        key_mask = call.mask if past.mask is None else torch.cat((past.mask, call.mask), dim=1)
+        yield {**before, "key_mask": key_mask}
+        if number + 1 < len(calls):
+            past.add(spec, _written(spec, call, before), key_mask)
+            missing = [step.writes for step in appended(spec) if step.reads[0] not in past.tensors]
+            if missing:
+                raise InputError(
+                    f"{missing[0]} is not among the sites of call {number}, so that the next call has no keys and "
+                    "values to be judged by; record them, or compare one call."
+                )
+
+
+def _written(spec: Spec, call: Ran, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a call read by slot: as it shows it, else what stood there with its own behind."""
+    made = dict[str, Tensor]()
+    for step in appended(spec):
+        if step.writes in call.sites:
+            made[step.writes] = call.sites[step.writes]
+        elif step.reads[1] in call.sites:
+            made[step.writes] = step.op(before[step.reads[0]], call.sites[step.reads[1]])
+    return made
 
 
 def calls_of(tokens: Tensor, mask: Tensor | None, lengths: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from twinlens import probes
-from twinlens.errors import InputError
+from twinlens.cached import befores, cached, check_lengths
+from twinlens.errors import ComparisonError, InputError
 from twinlens.ids import Ids, padding, tensor_of
 from twinlens.inputs import prepare
 from twinlens.parity.honest import check_recording
 from twinlens.parity.judge import Judge, Progress, silent
 from twinlens.parity.result import Result
 from twinlens.parity.rounding import equal
+from twinlens.parity.together import together
 from twinlens.recording import Recording
 from twinlens.sites import split
 from twinlens.spec import Spec
@@ -37,6 +40,8 @@ class Report(Result):
     mask: Tensor | None = dataclasses.field(default=None, repr=False)
     level: str = "all"
     """Which sites were compared."""
+    lengths: Sequence[int] | None = None
+    """Of several calls with a cache; `judge` is then the first one's."""
 
     def __str__(self) -> str:
         from twinlens.report import terminal
@@ -89,6 +94,7 @@ def compare(
     probe: str | None = None,
     call: Callable[..., Any] | None = None,
     sites: str = "all",
+    calls: Sequence[int] | None = None,
     model: str | Path | None = None,
     progress: Progress = silent,
     say: Say = say_nothing,
@@ -103,6 +109,9 @@ def compare(
         probe: "auto" instead of tokens: two rows past every threshold of the declared model, one of them padded.
         call: how the candidate is called, `(tokens, mask) -> logits`.
         sites: "all", or only the "sublayers" or the "residual" stream of both sides.
+        calls: lengths of calls that together run the tokens with a key/value cache, such as [20, 1, 1]: prefill and
+            two steps of decoding; what they leave over is one more. Each is judged by itself. By default one call, or
+            those of a recording that is given.
         model: a checkpoint whose config says what both are, where neither side does.
         progress, say: told how far it is.
 
@@ -117,30 +126,71 @@ def compare(
         if tokens is not None or any(isinstance(side, Recorded) for side in sides):
             raise InputError("tokens are known already; leave the probe out.")
         tokens, mask = probes.named(probe, declared.spec)
+    if calls is None and tokens is None:
+        calls = next((lengths for side in sides if (lengths := lengths_of(side)) is not None), None)
     ids, mask = inputs_of(sides, declared.spec, tokens, mask)
-    return run(sides, declared, ids, mask, progress, say, sites=sites)
+    lengths = None if calls is None else check_lengths(calls, ids.shape[1])
+    return run(sides, declared, ids, mask, progress, say, sites=sites, calls=lengths)
 
 
 def run(
     sides: tuple[Subject, Subject], declared: Declaration, tokens: Tensor, mask: Tensor | None,
     progress: Progress = silent, say: Say = say_nothing, reference: Recording | None = None, sites: str = "all",
+    calls: Sequence[int] | None = None,
 ) -> Report:  # fmt: skip
     """Record both sides and judge them, on the sites of one level of visibility."""
-    first = reference or only(sides[0].record(declared, tokens, mask, say), sites)
-    second = only(sides[1].record(declared, tokens, mask, say), sites)
+    first = reference or sides[0].record(declared, tokens, mask, say, calls)
+    second = sides[1].record(declared, tokens, mask, say, calls)
+    if calls is None:
+        judged, found = _judged(sides, declared, only(first, sites), only(second, sites), progress)
+    else:
+        steps, several = cached(declared.spec), declared
+        parts = [
+            _judged(sides, dataclasses.replace(several, spec=steps), only(a, sites), only(b, sites), progress)
+            for a, b in zip(*(each_call(steps, r, len(calls)) for r in (first, second)), strict=True)
+        ]
+        found = together([result for _, result in parts], calls)
+        judged = parts[0][0]
+    for name, side in zip(("reference", "candidate"), sides, strict=True):
+        if isinstance(side, Live) and side.drops:
+            found.training.append(name)
+    values = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+    report = Report(**values, judge=judged, declared=declared, sides=sides, tokens=tokens, mask=mask, level=sites)
+    report.lengths = calls
+    return report
+
+
+def _judged(
+    sides: tuple[Subject, Subject], declared: Declaration, first: Recording, second: Recording, progress: Progress
+) -> tuple[Judge, Result]:
+    """One call of both."""
     judged = Judge(declared.spec, declared.weights, first, second, progress)
     for side, recording in zip(sides, (first, second), strict=True):
         if isinstance(side, Recorded):  # what was captured here is placed by its values
             check_recording(declared.spec, declared.weights, recording, side.name)
     found = judged.run()
-    if found.verdict == "different":
+    if found.verdict == "different" and not first.first.before:
         runs = zip(("reference", "candidate"), sides, (first, second), strict=True)
         found.unsteady = [name for name, side, recording in runs if not _is_steady(side, recording)]
-    for name, side in zip(("reference", "candidate"), sides, strict=True):
-        if isinstance(side, Live) and side.drops:
-            found.training.append(name)
-    values = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
-    return Report(**values, judge=judged, declared=declared, sides=sides, tokens=tokens, mask=mask, level=sites)
+    return judged, found
+
+
+def each_call(steps: Spec, recording: Recording, count: int) -> Iterator[Recording]:
+    """The calls of a recording by themselves, each with what those before it left.
+
+    Raises ComparisonError where it has another number of calls.
+    """
+    if len(recording.calls) != count:
+        raise ComparisonError(f"{recording!r} has not {count} calls; record both sides with the same --calls")
+    for call, before in zip(recording.calls, befores(steps, recording.calls), strict=True):
+        yield dataclasses.replace(recording, calls=[dataclasses.replace(call, before=before)])
+
+
+def lengths_of(side: Subject) -> list[int] | None:
+    """The lengths of a recording's calls, where it has several."""
+    if not isinstance(side, Recorded) or len(side.recording.calls) < 2:
+        return None
+    return [call.tokens.shape[1] for call in side.recording.calls]
 
 
 def _is_steady(side: Subject, recording: Recording) -> bool:
@@ -177,8 +227,9 @@ def inputs_of(
     """The tokens and the mask that both sides run. Raises InputError if they are none."""
     for side in sides:
         if tokens is None and isinstance(side, Recorded):
-            call = side.recording.first
-            return call.tokens, None if bool(call.mask.all()) else call.mask
+            calls = side.recording.calls or [side.recording.first]
+            ids, real = (torch.cat([getattr(call, name) for call in calls], dim=1) for name in ("tokens", "mask"))
+            return ids, None if bool(real.all()) else real
     if tokens is None:
         tokens = probes.short(spec)
     ids = tensor_of("tokens", tokens)

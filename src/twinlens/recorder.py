@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from twinlens.capture import Placement, record
+from twinlens.capture import Placement, record, record_calls
 from twinlens.checkpoint import from_module, open_checkpoint
 from twinlens.errors import TwinlensError
 from twinlens.families import declare
@@ -40,7 +40,10 @@ def run(job: dict[str, Any]) -> None:
     words, placement = mended(job, built, spec, weights, tokens, mask) if job.get("mend") else ([], None)
     about = {**built.about, "mended": words}
     say(progress="recording")
-    made = record(built.module, spec, weights, tokens, mask=mask, call=built.call, about=about, placement=placement)
+    if (calls := job.get("calls")) is not None:
+        made = record_calls(built.module, spec, weights, tokens, mask, calls, call=built.call, about=about)
+    else:
+        made = record(built.module, spec, weights, tokens, mask=mask, call=built.call, about=about, placement=placement)
     made.config = dict(built.config or {})
     made.checkpoint = hashed(built.checkpoint)
     say(progress="writing")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from twinlens.capture import Placement, compared_weights, invoke
+from twinlens.cached import calls_of
+from twinlens.capture import Placement, compared_weights, invoke, record_calls
 from twinlens.capture import record as capture_record
 from twinlens.checkpoint import Checkpoint, from_module, open_checkpoint
 from twinlens.environments.elsewhere import Mend, record_elsewhere
@@ -69,8 +70,10 @@ class Subject(Protocol):
         """What its own config says that it is; None where it has none."""
         ...
 
-    def record(self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say) -> Recording:
-        """One run of it."""
+    def record(
+        self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say, calls: Sequence[int] | None = None
+    ) -> Recording:  # fmt: skip
+        """One run of it; `calls` are the lengths of several, with a key/value cache."""
         ...
 
     def again(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -111,10 +114,17 @@ class Live:
         config = getattr(self.module, "config", None)  # the border: any module may stand here
         return hasattr(config, "to_dict") and is_declared(getattr(config, "model_type", None))
 
-    def record(self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say) -> Recording:
+    def record(
+        self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say, calls: Sequence[int] | None = None
+    ) -> Recording:  # fmt: skip
         """Its tensors, placed by weights and by replay."""
         say(f"recording {self.name}")
         with self._in_evaluation():
+            if calls is not None:
+                ids, mask = self._there(tokens, mask)
+                return record_calls(
+                    self.module, declared.spec, declared.weights, ids, mask, calls, call=self.call, about=self.about
+                )
             return capture_record(
                 self.module, declared.spec, declared.weights, *self._there(tokens, mask), call=self.call,
                 about=self.about, known=declared.placements,
@@ -167,16 +177,21 @@ class Native(_Once):
         """Its own."""
         return Declaration(self.model.spec, self.model.weight)
 
-    def record(self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say) -> Recording:
+    def record(
+        self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say, calls: Sequence[int] | None = None
+    ) -> Recording:  # fmt: skip
         """Every site that its kernels show."""
         say(f"running {self.name}")
-        spec = self.model.spec
-        logits, cache = self.model.run_with_cache(tokens, mask, names=[s for s in spec.sites if s not in spec.hidden])
-        call = Call.of({**cache, "logits": logits}, tokens, mask=mask)
+        model = self.model if calls is None else self.model.stepwise()
+        names, made = [s for s in model.spec.sites if s not in model.spec.hidden], list[Call]()
+        for ids, key_mask in calls_of(tokens, mask, calls or tokens.shape[1:]):
+            rows = None if mask is None else key_mask[:, -ids.shape[1] :]
+            logits, cache = model.run_with_cache(ids, rows, names=names)
+            made.append(Call.of({**cache, "logits": logits}, ids, mask=rows, later=bool(made)))
         own = {name: self.model.weight(name) for name in declared.spec.weight_names}
         differ, alike = compared_weights(own, declared.weights)
         about = {"implementation": "twinlens"}
-        return Recording(calls=[call], about=about, weights=differ, weights_equal=frozenset(alike))
+        return Recording(calls=made, about=about, weights=differ, weights_equal=frozenset(alike))
 
 
 @dataclass
@@ -215,7 +230,9 @@ class Recorded(_Once):
                 "give the checkpoint that was recorded with --model PATH, or record again"
             )
 
-    def record(self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say) -> Recording:
+    def record(
+        self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say, calls: Sequence[int] | None = None
+    ) -> Recording:  # fmt: skip
         """Itself; it must be of the tokens that the other side ran."""
         return self.recording
 
@@ -239,13 +256,15 @@ class Elsewhere(_Once):
         """Of the checkpoint on disk."""
         return declared_at(self.source.path, **self.source.options)
 
-    def record(self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say) -> Recording:
+    def record(
+        self, declared: Declaration, tokens: Tensor, mask: Tensor | None, say: Say, calls: Sequence[int] | None = None
+    ) -> Recording:  # fmt: skip
         """Run the recorder there, and read what it wrote."""
         say(f"recording {self.name}")
         folder = tempfile.mkdtemp(prefix="twinlens-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)  # it lives as long as the subject
         out = Path(folder) / "recording"
-        made = record_elsewhere(self.source, tokens, mask, out, mend=self.mend, say=say)
+        made = record_elsewhere(self.source, tokens, mask, out, mend=self.mend, say=say, calls=calls)
         self.words = list(made.about.get("mended", []))
         return made
 

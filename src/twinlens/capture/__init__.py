@@ -5,6 +5,7 @@ Runs inside the environments of other implementations too: nothing but torch and
 
 from twinlens.capture.align import align
 from twinlens.capture.calling import invoke
+from twinlens.capture.calls import record_calls
 from twinlens.capture.graft import Graft, graft
 from twinlens.capture.graph import Graph
 from twinlens.capture.placement import Anchor, Place, Placement
@@ -24,5 +25,6 @@ __all__ = [
     "invoke",
     "placed",
     "record",
+    "record_calls",
     "trace",
 ]

@@ -24,7 +24,7 @@ Step = Callable[[Tensor, Tensor], Any]
 
 def record_calls(
     module: nn.Module, spec: Spec, weights: Weights, tokens: Tensor, mask: Tensor | None, lengths: Sequence[int], *,
-    about: dict[str, Any] | None = None, step: Step | None = None,
+    call: Any = None, about: dict[str, Any] | None = None,
 ) -> Recording:  # fmt: skip
     """A recording of one text in calls of these lengths, with a key/value cache.
 
@@ -33,7 +33,11 @@ def record_calls(
     Raises:
         CaptureError: the module knows no cache, or fails; or its keys and values cannot be seen.
     """
-    step, steps = step or _stepping(module), cached(spec)
+    if call is not None:
+        raise CaptureError(
+            f"{type(module).__name__} is called by a function of its own, which knows no cache; compare one call."
+        )
+    step, steps = _stepping(module), cached(spec)
     past, calls, placements = Past(), list[Call](), list[Placement]()
     for ids, key_mask in calls_of(tokens, mask, lengths):
         rows = None if mask is None else key_mask[:, -ids.shape[1] :]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -32,10 +33,11 @@ class Mend:
 def record_elsewhere(
     source: SourceString, tokens: Tensor, mask: Tensor | None, out: Path, *,
     mend: Mend | None = None, say: Callable[[str], None], overwrite: bool = False,
+    calls: Sequence[int] | None = None,
 ) -> Recording:  # fmt: skip
     """Make the environment if it is not there, run the recorder in it, open what it wrote.
 
-    `mend`: instructions that are applied to the source before it is recorded.
+    `mend`: instructions that are applied to the source before it is recorded; `calls`: lengths of calls with a cache.
     Raises EnvironmentFailed, and whatever error the recorder reports.
     """
     python = make(source.requirements, say)
@@ -44,7 +46,9 @@ def record_elsewhere(
         tensors = {"tokens": tokens.to(torch.int64).contiguous()}
         save_file(tensors | ({} if mask is None else {"mask": mask.to(torch.int64).contiguous()}), given)
         local = SourceString(source.kind, source.path, source.options)
-        job = {"source": str(local), "tokens": str(given), "out": str(out), "overwrite": overwrite}
+        job: dict[str, Any] = {"source": str(local), "tokens": str(given), "out": str(out), "overwrite": overwrite}
+        if calls is not None:
+            job["calls"] = list(calls)
         if mend is not None:
             own = Path(folder) / "own.safetensors"
             save_file({name: tensor.contiguous() for name, tensor in mend.tensors.items()}, own)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from twinlens.errors import RecordingError
-from twinlens.inputs import given
 from twinlens.ops import Add, Embed, Normalize, Project
 from twinlens.parity.rounding import by_rows
+from twinlens.parity.sides import inputs_of
 from twinlens.recording import Recording
-from twinlens.sites import INPUTS, axes, split
+from twinlens.sites import INPUTS, axes, by_slot, split
 from twinlens.spec import Spec, Step, Weights, evaluate
 
 _STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
@@ -49,10 +49,10 @@ class _Point:
 class _Seen:
     def __init__(self, spec: Spec, weights: Weights, recording: Recording) -> None:
         call = recording.first
-        self.given = given(call.tokens, call.mask, call.positions, spec.inputs)
+        self.given = inputs_of(recording, spec.inputs)
         self.spec, self.mask, self.sites = spec, call.mask, call.sites
         self.weights: Weights = lambda name: weights(name).detach()
-        self.visible = [s for s in spec.sites if s in call.sites]
+        self.visible = [s for s in spec.sites if s in call.sites and not by_slot(s)]
         self.adds = [s for s in spec.steps if isinstance(s.op, Add)]
 
     def rows(self, site: str) -> Tensor:

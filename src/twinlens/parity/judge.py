@@ -31,7 +31,7 @@ from twinlens.parity.sides import (
 )  # fmt: skip
 from twinlens.parity.walk import Walk
 from twinlens.recording import Recording
-from twinlens.sites import INPUTS
+from twinlens.sites import INPUTS, by_slot, is_input
 from twinlens.spec import Spec, Weights
 
 Progress = Callable[[str, int, int], None]
@@ -68,7 +68,7 @@ class Judge:
         self.reference, self.candidate = Side.of(reference, spec), Side.of(candidate, spec)
         self.mask = self.reference.sites["mask"]
         sides = (set(reference.first.sites), set(candidate.first.sites))
-        self.common = [s for s in spec.sites if s in sides[0] & sides[1]]
+        self.common = [s for s in spec.sites if s in sides[0] & sides[1] and not by_slot(s)]
         if not self.common:
             raise ComparisonError(
                 "the two recordings have no site in common; record the same sites of both, e.g. --sites all"
@@ -78,7 +78,7 @@ class Judge:
         check_sizes(spec, self.common, self.reference.sites)
         check_weights(self.candidate.own)
         odd = sorted((sides[0] ^ sides[1]) | (sides[0] & sides[1]) - set(spec.sites))
-        self.unmatched = [s for s in odd if s not in INPUTS] + reference.unknown + candidate.unknown
+        self.unmatched = [s for s in odd if not is_input(s)] + reference.unknown + candidate.unknown
 
     @cached_property
     def meter(self) -> Meter:

@@ -10,8 +10,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from twinlens.cached import nothing
 from twinlens.parity.changes import Variant
-from twinlens.sites import INPUTS, axes
+from twinlens.sites import INPUTS, axes, by_slot, is_input
 from twinlens.spec import Spec, Step, Weights, evaluate, exact, units
 
 
@@ -284,11 +285,11 @@ def merge(
     declared: Spec | None = None,
 ) -> Iterator[Merged]:
     """The merged steps of a run, in the order of the spec."""
-    shown = [s for s in spec.sites if s in sites]
+    shown = [s for s in spec.sites if s in sites and not by_slot(s)]
     hidden_by_kernel = {
         unit.step.writes: tuple(s.writes for s in unit.absorbed) for unit in units(spec.steps) if unit.absorbed
     }
-    given = {s: sites[s] for s in (*INPUTS, *shown) if s in sites}
+    given = {s: x for s, x in sites.items() if is_input(s)} | {s: sites[s] for s in shown}
     dtypes = stored(spec, weights)
     for target in shown:
         others = [s for s in shown if s != target]
@@ -307,7 +308,7 @@ def coming_in(step: Step, dtypes: Mapping[str, torch.dtype]) -> torch.dtype:
 def stored(spec: Spec, weights: Weights) -> dict[str, torch.dtype]:
     """What the declared model stores at each site: its rows, run on tensors without data."""
     ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
-    given = dict.fromkeys(INPUTS, ids) | {"slots": ids[0]}
+    given = dict.fromkeys(INPUTS, ids) | {"slots": ids[0]} | nothing(spec, 1, "meta")
 
     def empty(name: str) -> Tensor:
         return torch.empty_like(weights(name), device="meta")

@@ -98,6 +98,8 @@ class Result:
     """Those of diagnosing alone."""
     unsteady: list[str] = field(default_factory=list[str])
     """Sides of which a second run gives other bits than the first."""
+    calls: list[Result] = field(default_factory=list[Any])
+    """Where several calls were compared, each by itself; this is the worst of them, with what was found in any."""
     training: list[str] = field(default_factory=list[str])
     """Sides that are in training mode, and drop out; they were compared in evaluation mode."""
     mended: list[str] = field(default_factory=list[str])

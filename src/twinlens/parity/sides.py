@@ -56,7 +56,8 @@ def _as_made(x: Tensor, dtype: torch.dtype) -> Tensor:
 def inputs_of(recording: Recording, changes: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
     """The inputs of a recording as a spec changes them."""
     call = recording.first
-    return given(call.tokens, call.mask, call.positions, changes)
+    past = {site: x for site, x in call.before.items() if site != "key_mask"}
+    return {**given(call.tokens, call.mask, call.positions, changes, call.before.get("key_mask")), **past}
 
 
 def check_tokens(reference: Recording, candidate: Recording) -> None:

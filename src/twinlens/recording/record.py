@@ -31,6 +31,8 @@ class Call:
         mask: int64 [b p], 1 = a real token.
         sites: Tensors by site name; from disk each is mapped when it is asked for.
         placed: By what evidence each site was placed: weight, replay, provisional, given …
+        before: What the calls before left, by `attn.hook_k_past` and the like, and `key_mask` [b s], the mask of all
+            slots; in memory only, since it follows from those calls (`twinlens.cached.befores`).
     """
 
     tokens: Int[Tensor, "b p"]
@@ -38,6 +40,7 @@ class Call:
     mask: Int[Tensor, "b p"]
     sites: Tensors
     placed: Mapping[str, str] = field(default_factory=dict[str, str])
+    before: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     @classmethod
     def of(
@@ -256,4 +259,4 @@ def _opened(call: StoredCall, shards: Shards, folder: Path, *, later: bool) -> C
     except InputError as error:
         raise RecordingError(f"the recording {folder} contradicts itself: {error}") from error
     placed = {site: entry.placed for site, entry in sites.items()}
-    return Call(**inputs, sites=Stored(shards, sites), placed=placed)
+    return Call(inputs["tokens"], inputs["positions"], inputs["mask"], Stored(shards, sites), placed)
