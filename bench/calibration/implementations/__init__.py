@@ -10,11 +10,15 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.calibration.implementations import litgpt, scratch
+from bench.calibration.implementations import lens, litgpt, scratch
 from bench.calibration.implementations.row import Row
 
 INSTALLED = Path("build/foreign")
-IMPLEMENTATIONS: Mapping[str, Mapping[str, Row]] = {"litgpt": litgpt.ROWS, "llms-from-scratch": scratch.ROWS}
+IMPLEMENTATIONS: Mapping[str, Mapping[str, Row]] = {
+    "litgpt": litgpt.ROWS,
+    "llms-from-scratch": scratch.ROWS,
+    "transformer-lens": lens.ROWS,
+}
 
 
 def reachable() -> None:

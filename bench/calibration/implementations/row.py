@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 BEFORE = "multiplies by the norm's weight in float32, transformers in bfloat16 (norm.dtype)"
@@ -44,3 +45,25 @@ def stored(model: PreTrainedModel) -> dict[str, Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return load_file(Path(folder) / "model.safetensors")
+
+
+def renamed(
+    model: PreTrainedModel, names: Mapping[str, str], joint: str = "", parts: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """The weights with `names` replaced in turn, products as [out, in]; what is `joint` there apart, as `parts`."""
+    products = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
+    found = dict[str, Tensor]()
+    for name, tensor in model.state_dict().items():
+        weight = tensor.T if name in products else tensor
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        if joint and joint in name:
+            found |= {name.replace(joint, part): t for part, t in zip(parts, weight.chunk(len(parts)), strict=True)}
+        else:
+            found[name] = weight
+    return found
+
+
+def turned(weight: Tensor, width: int) -> Tensor:
+    """Of queries or keys: for a rotation of neighbours, where transformers turns the halves of a head."""
+    return weight.unflatten(0, (-1, 2, width // 2)).transpose(1, 2).reshape(weight.shape)
