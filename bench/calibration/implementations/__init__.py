@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.calibration.implementations import lens, litgpt, scratch
+from bench.calibration.implementations import lens, litgpt, scratch, tune
 from bench.calibration.implementations.row import Row
 
 INSTALLED = Path("build/foreign")
@@ -18,6 +18,7 @@ IMPLEMENTATIONS: Mapping[str, Mapping[str, Row]] = {
     "litgpt": litgpt.ROWS,
     "llms-from-scratch": scratch.ROWS,
     "transformer-lens": lens.ROWS,
+    "torchtune": tune.ROWS,
 }
 
 
