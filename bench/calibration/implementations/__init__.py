@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.calibration.implementations import lens, litgpt, scratch, tune
+from bench.calibration.implementations import lens, litgpt, llama_cpp, scratch, translate, tune
 from bench.calibration.implementations.row import Row
 
 INSTALLED = Path("build/foreign")
@@ -19,6 +19,8 @@ IMPLEMENTATIONS: Mapping[str, Mapping[str, Row]] = {
     "llms-from-scratch": scratch.ROWS,
     "transformer-lens": lens.ROWS,
     "torchtune": tune.ROWS,
+    "CTranslate2": translate.ROWS,
+    "llama.cpp": llama_cpp.ROWS,
 }
 
 

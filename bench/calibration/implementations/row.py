@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,14 @@ from transformers.utils import logging
 
 BEFORE = "multiplies by the norm's weight in float32, transformers in bfloat16 (norm.dtype)"
 HALF_TOO = ("float32", "bfloat16")
+LLAMA3: dict[str, Any] = {
+    "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 7000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "max_position_embeddings": 16384,
+}  # fmt: skip
+"""For those that know no other original length."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +50,17 @@ class Row:
 
 def stored(model: PreTrainedModel) -> dict[str, Tensor]:
     """The weights as a checkpoint has them."""
+    with checkpoint(model) as folder:
+        return load_file(folder / "model.safetensors")
+
+
+@contextmanager
+def checkpoint(model: PreTrainedModel) -> Generator[Path, None, None]:
+    """A folder with the checkpoint, for as long as it is needed."""
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return load_file(Path(folder) / "model.safetensors")
+        yield Path(folder)
 
 
 def renamed(

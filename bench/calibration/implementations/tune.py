@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from bench.calibration.implementations.row import Row, stored
+from bench.calibration.implementations.row import LLAMA3, Row, stored
 
 SIZES: dict[str, Any] = {
     "vocab_size": 103, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 48, "intermediate_dim": 80,
@@ -41,13 +41,9 @@ def converted(
     return build
 
 
-_LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 7000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}  # fmt: skip
 ROWS = {
     "llama": Row("llama", converted("llama2")),
-    "llama, llama3": Row("llama", converted("llama3_1"), {"rope_parameters": _LLAMA3}),
+    "llama, llama3": Row("llama", converted("llama3_1"), LLAMA3),
     "mistral": Row("mistral", converted("mistral"), {"sliding_window": None}),
     "qwen2": Row("qwen2", converted("qwen2", "qwen2._convert_weights.qwen2_hf_to_tune"), {"use_sliding_window": False}),
     "gemma": Row("gemma", converted("gemma", head_dim=16), {"hidden_act": "gelu_pytorch_tanh"}),
