@@ -57,14 +57,14 @@ def _generator(model: PreTrainedModel, keys: dict[str, Any]) -> Logits:
 
 
 _FIVE = {"layer_norm_epsilon": 1e-5}
-"""It writes no eps of a LayerNorm down, nor a theta other than 10000 for most: they are then what transformers has."""
+"""It writes no eps of a LayerNorm or of Gemma 3 down, nor for most a theta: they are then what its engine has."""
 _TEN: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 _NEOX: dict[str, Any] = {"rope_parameters": _TEN["rope_parameters"] | {"partial_rotary_factor": 0.5}}
 _GEMMA2: dict[str, Any] = {
     "query_pre_attn_scalar": 16, "sliding_window": 256, "attn_logit_softcapping": None, "final_logit_softcapping": None,
 }  # fmt: skip
 _GEMMA3: dict[str, Any] = {
-    "sliding_window": 256, "query_pre_attn_scalar": 16,
+    "sliding_window": 256, "query_pre_attn_scalar": 16, "rms_norm_eps": 1e-6,
     "rope_parameters": {
         "full_attention": {"rope_type": "default", "rope_theta": 1e6},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
