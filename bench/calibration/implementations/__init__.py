@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.calibration.implementations import lens, litgpt, llama_cpp, onnx, scratch, translate, tune
+from bench.calibration.implementations import lens, litgpt, llama_cpp, mlx, onnx, scratch, translate, tune
 from bench.calibration.implementations.row import Row
 
 INSTALLED = Path("build/foreign")
@@ -20,6 +20,7 @@ IMPLEMENTATIONS: Mapping[str, Mapping[str, Row]] = {
     "transformer-lens": lens.ROWS,
     "torchtune": tune.ROWS,
     "CTranslate2": translate.ROWS,
+    "MLX": mlx.ROWS,
     "ONNX Runtime": onnx.ROWS,
     "llama.cpp": llama_cpp.ROWS,
 }
