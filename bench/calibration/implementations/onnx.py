@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bench.calibration.implementations.row import Logits, Row
+from bench.calibration.implementations.row import ENGINE, Logits, Row
 from tests.tiny import CONFIGS
 
 
@@ -51,4 +51,4 @@ def exported(model: PreTrainedModel) -> Logits:
 
 _FAILS = {"cohere2", "glm4", "gpt_oss"}
 """The exporter breaks off at what turns neighbours in two of them, the comparison of the third takes long."""
-ROWS = {name: Row(name, exported, dtypes=("float32",)) for name in CONFIGS if name not in _FAILS}
+ROWS = {name: Row(name, exported, **ENGINE) for name in CONFIGS if name not in _FAILS}

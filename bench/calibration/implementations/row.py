@@ -16,6 +16,9 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 BEFORE = "multiplies by the norm's weight in float32, transformers in bfloat16 (norm.dtype)"
+ENGINE: dict[str, Any] = {
+    "dtypes": ("float32",), "why": "bfloat16 was not tried: of an engine only the logits are seen",
+}  # fmt: skip
 HALF_TOO = ("float32", "bfloat16")
 LLAMA3: dict[str, Any] = {
     "rope_parameters": {
@@ -52,6 +55,14 @@ def stored(model: PreTrainedModel) -> dict[str, Tensor]:
     """The weights as a checkpoint has them."""
     with checkpoint(model) as folder:
         return load_file(folder / "model.safetensors")
+
+
+def engine(
+    build: Callable[..., Callable[[PreTrainedModel], Logits]],
+    models: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]],
+) -> dict[str, Row]:
+    """Rows of an engine from name: family, config, and the keys of another config that `build` takes."""
+    return {name: Row(family, build(**keys), config, **ENGINE) for name, (family, config, keys) in models.items()}
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bench.calibration.implementations.row import Logits, Row, checkpoint
+from bench.calibration.implementations.row import Logits, checkpoint, engine
 
 
 def converted(**keys: Any) -> Callable[[PreTrainedModel], Logits]:
@@ -88,7 +88,4 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gemma2": ("gemma2", _TEN | _GEMMA2, {}),
     "gemma3_text": ("gemma3_text", _GEMMA3, {}),
 }
-ROWS = {
-    name: Row(family, converted(**keys), config, dtypes=("float32",))
-    for name, (family, config, keys) in _CONFIGS.items()
-}
+ROWS = engine(converted, _CONFIGS)
