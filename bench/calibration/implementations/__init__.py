@@ -10,11 +10,20 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.calibration.implementations import litgpt, scratch
+from bench.calibration.implementations import lens, litgpt, llama_cpp, mlx, onnx, scratch, translate, tune
 from bench.calibration.implementations.row import Row
 
 INSTALLED = Path("build/foreign")
-IMPLEMENTATIONS: Mapping[str, Mapping[str, Row]] = {"litgpt": litgpt.ROWS, "llms-from-scratch": scratch.ROWS}
+IMPLEMENTATIONS: Mapping[str, Mapping[str, Row]] = {
+    "litgpt": litgpt.ROWS,
+    "llms-from-scratch": scratch.ROWS,
+    "transformer-lens": lens.ROWS,
+    "torchtune": tune.ROWS,
+    "CTranslate2": translate.ROWS,
+    "MLX": mlx.ROWS,
+    "ONNX Runtime": onnx.ROWS,
+    "llama.cpp": llama_cpp.ROWS,
+}
 
 
 def reachable() -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from bench.calibration.implementations.row import BEFORE, Row, stored
+from bench.calibration.implementations.row import BEFORE, Row, renamed, stored
 
 SIZES: dict[str, Any] = {
     "n_layers": 3, "n_heads": 4, "n_kv_groups": 2, "emb_dim": 48, "hidden_dim": 80, "vocab_size": 103,
@@ -41,10 +41,7 @@ def gpt2(name: str) -> Callable[[PreTrainedModel], nn.Module]:
         from llms_from_scratch import ch04
 
         made = getattr(ch04, name)(SIZES | _GPT2).to(model.dtype)
-        weights = dict[str, Tensor]()
-        for ours, tensor in model.transformer.state_dict().items():
-            weights |= _renamed(ours, tensor.T if ours.endswith(_PRODUCTS) else tensor, name.endswith("Fast"))
-        weights["out_head.weight"] = model.lm_head.weight
+        weights = renamed(model, _NAMES | _JOINT) if name.endswith("Fast") else renamed(model, _NAMES, "qkv", _APART)
         buffers = {k: v for k, v in made.state_dict().items() if k.endswith("mask")}
         made.load_state_dict(weights | buffers)
         return made.eval()
@@ -52,28 +49,15 @@ def gpt2(name: str) -> Callable[[PreTrainedModel], nn.Module]:
     return build
 
 
-_PRODUCTS = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-
-
-def _renamed(name: str, tensor: Tensor, joint: bool) -> dict[str, Tensor]:
-    """One tensor of transformers under its names; queries, keys and values apart unless they are `joint` there."""
-    for ours, theirs in _NAMES.items():
-        name = name.replace(ours, theirs)
-    if joint:
-        scale, shift = (("scale", "weight"), ("shift", "bias"))
-        return {name.replace(*scale).replace(*shift).replace("att.out_proj", "att.proj"): tensor}
-    if ".att.qkv." not in name:
-        return {name: tensor}
-    parts = ("W_query", "W_key", "W_value")
-    return {name.replace("qkv", part): t for part, t in zip(parts, tensor.chunk(3), strict=True)}
-
-
 _NAMES = {
-    "wte": "tok_emb", "wpe": "pos_emb", "h.": "trf_blocks.", "attn.c_attn": "att.qkv", "attn.c_proj": "att.out_proj",
+    "transformer.": "", "lm_head": "out_head", "wte": "tok_emb", "wpe": "pos_emb", "h.": "trf_blocks.",
+    "attn.c_attn": "att.qkv", "attn.c_proj": "att.out_proj",
     "mlp.c_fc": "ff.layers.0", "mlp.c_proj": "ff.layers.2", "ln_1.weight": "norm1.scale", "ln_1.bias": "norm1.shift",
     "ln_2.weight": "norm2.scale", "ln_2.bias": "norm2.shift", "ln_f.weight": "final_norm.scale",
     "ln_f.bias": "final_norm.shift",
 }  # fmt: skip
+_JOINT = {"scale": "weight", "shift": "bias", "att.out_proj": "att.proj"}
+_APART = ("W_query", "W_key", "W_value")
 _SAME = {"n_inner": 192, "layer_norm_epsilon": 1e-5}
 _ONE: dict[str, Any] = {"dtypes": ("float32",), "why": BEFORE}
 _FIVE, _SIX = {"rms_norm_eps": 1e-5}, {"rms_norm_eps": 1e-6}
