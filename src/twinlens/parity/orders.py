@@ -14,6 +14,9 @@ from twinlens.parity.rounding import equal
 from twinlens.spec import Step
 
 _MOST = 160
+_TIES = 16
+"""Units of roundoff of the finer precision, on both sides of the middle, within which a result is rounded either way:
+a sum of exponentials is off by up to eight."""
 
 
 def find(merged: Merged, base: Variant, known: list[Variant], *, deep: bool = True) -> Variant | None:
@@ -80,9 +83,18 @@ def precision(merged: Merged, base: Variant) -> Variant | None:
                 ):
                     continue
                 trial = Variant((SetField(twins(merged.steps, step.writes, name), name, value),))
-                if matches(merged, base + trial):
+                if matches(merged, base + trial) and not _are_ties(merged, base, merged.precision(step, now)):
                     return trial
     return None
+
+
+def _are_ties(merged: Merged, base: Variant, declared: torch.dtype) -> bool:
+    """Whether so few entries are the other neighbour that results in the declared precision, rounded from another side,
+    would be: what is computed more finely than it is stored differs where it lies next to the middle of two.
+    """
+    native, value = merged.native(base).to(merged.value.dtype), merged.value
+    share = float((native != value).float().mean())
+    return share <= _TIES * torch.finfo(declared).eps / torch.finfo(value.dtype).eps
 
 
 def matches(merged: Merged, variant: Variant) -> bool:
