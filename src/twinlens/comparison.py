@@ -106,7 +106,8 @@ def compare(
             Recording, a native model, a path, or a source such as "hf:PATH".
         tokens: ids [b p]; by default those of a recording that is given, else random ids, longer than the window.
         mask: [b p], 1 = a real token.
-        probe: "auto" instead of tokens: two rows past every threshold of the declared model, one of them padded.
+        probe: "auto" instead of tokens: two rows past every threshold of the declared model, one of them padded; the
+            last tokens by decoding, where both sides can be called with a key/value cache.
         call: how the candidate is called, `(tokens, mask) -> logits`.
         sites: "all", or only the "sublayers" or the "residual" stream of both sides.
         calls: lengths of calls that together run the tokens with a key/value cache, such as [20, 1, 1]: prefill and
@@ -126,6 +127,8 @@ def compare(
         if tokens is not None or any(isinstance(side, Recorded) for side in sides):
             raise InputError("tokens are known already; leave the probe out.")
         tokens, mask = probes.named(probe, declared.spec)
+        if calls is None and all(side.goes_on for side in sides):
+            calls = probes.decoding(tokens.shape[1])
     if calls is None and tokens is None:
         calls = next((lengths for side in sides if (lengths := lengths_of(side)) is not None), None)
     ids, mask = inputs_of(sides, declared.spec, tokens, mask)
@@ -144,11 +147,12 @@ def run(
     if calls is None:
         judged, found = _judged(sides, declared, only(first, sites), only(second, sites), progress)
     else:
-        steps, several = cached(declared.spec), declared
-        parts = [
-            _judged(sides, dataclasses.replace(several, spec=steps), only(a, sites), only(b, sites), progress)
-            for a, b in zip(*(each_call(steps, r, len(calls)) for r in (first, second)), strict=True)
-        ]
+        steps = cached(declared.spec)
+        several = dataclasses.replace(declared, spec=steps)
+        parts, before = list[tuple[Judge, Result]](), None
+        for a, b in zip(*(each_call(steps, r, len(calls)) for r in (first, second)), strict=True):
+            parts.append(_judged(sides, several, only(a, sites), only(b, sites), progress, before))
+            before = parts[-1][0]
         found = together([result for _, result in parts], calls)
         judged = parts[0][0]
     for name, side in zip(("reference", "candidate"), sides, strict=True):
@@ -161,10 +165,11 @@ def run(
 
 
 def _judged(
-    sides: tuple[Subject, Subject], declared: Declaration, first: Recording, second: Recording, progress: Progress
-) -> tuple[Judge, Result]:
+    sides: tuple[Subject, Subject], declared: Declaration, first: Recording, second: Recording, progress: Progress,
+    before: Judge | None = None,
+) -> tuple[Judge, Result]:  # fmt: skip
     """One call of both."""
-    judged = Judge(declared.spec, declared.weights, first, second, progress)
+    judged = Judge(declared.spec, declared.weights, first, second, progress, before)
     for side, recording in zip(sides, (first, second), strict=True):
         if isinstance(side, Recorded):  # what was captured here is placed by its values
             check_recording(declared.spec, declared.weights, recording, side.name)

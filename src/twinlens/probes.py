@@ -35,6 +35,15 @@ def auto(spec: Spec) -> tuple[Tensor, Tensor]:
     return tokens, mask
 
 
+STEPS = (1, 1)
+"""Of decoding, after all else as prefill."""
+
+
+def decoding(length: int) -> list[int]:
+    """The lengths of calls that end in steps of decoding."""
+    return [length - sum(STEPS), *STEPS] if length > sum(STEPS) else [length]
+
+
 def named(name: str, spec: Spec) -> tuple[Tensor, Tensor]:
     """The probe of a name. Raises InputError for one that there is not."""
     if name != "auto":

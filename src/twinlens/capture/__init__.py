@@ -5,7 +5,7 @@ Runs inside the environments of other implementations too: nothing but torch and
 
 from twinlens.capture.align import align
 from twinlens.capture.calling import invoke
-from twinlens.capture.calls import record_calls
+from twinlens.capture.calls import record_calls, takes_cache
 from twinlens.capture.graft import Graft, graft
 from twinlens.capture.graph import Graph
 from twinlens.capture.placement import Anchor, Place, Placement
@@ -26,5 +26,6 @@ __all__ = [
     "placed",
     "record",
     "record_calls",
+    "takes_cache",
     "trace",
 ]

@@ -57,13 +57,17 @@ def record_calls(
     return Recording(calls=calls, about=said | (about or {}), weights=differ, weights_equal=frozenset(alike))
 
 
+def takes_cache(module: nn.Module) -> bool:
+    """Whether a module's forward takes a cache as transformers' models do."""
+    return {"past_key_values", "use_cache", "attention_mask"} <= inspect.signature(module.forward).parameters.keys()
+
+
 def _stepping(module: nn.Module) -> Step:
     """Calls as transformers' models make them, with the cache that they return.
 
     Raises CaptureError where the forward takes no `past_key_values`.
     """
-    takes = inspect.signature(module.forward).parameters
-    if not {"past_key_values", "use_cache", "attention_mask"} <= takes.keys():
+    if not takes_cache(module):
         raise CaptureError(
             f"{type(module).__name__}.forward takes no past_key_values, use_cache and attention_mask, so that it "
             "cannot be called with a cache; compare one call, or a transformers model."

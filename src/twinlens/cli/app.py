@@ -38,6 +38,10 @@ ModelPath = Annotated[
     typer.Option("--model", help="A checkpoint that says what model this is (config and weights)."),
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Write everything as JSON.")]
+Calls = Annotated[
+    str | None,
+    typer.Option(metavar="N,N,…", help="Tokens of each call, with a key/value cache: 60,1,1 is prefill and two steps."),
+]
 Markdown = Annotated[Path | None, typer.Option(help="Write the tables as Markdown.")]
 
 
@@ -63,6 +67,7 @@ def compare(
         str | None, typer.Option(help="`auto`: past every window and rotary context, one of two rows padded.")
     ] = None,
     sites: Annotated[Sites, typer.Option(help="Which sites to compare.")] = Sites.all,
+    calls: Calls = None,
     fix: Annotated[bool, typer.Option("--fix", help="Mend the candidate in memory, and compare again.")] = False,
     order: Annotated[bool, typer.Option("--order", help="As --fix, and to the last bit: orders as well.")] = False,
     json: Json = None,
@@ -81,6 +86,7 @@ def compare(
       twinlens compare hf:models/gemma-2-2b "hf:models/gemma-2-2b?attn=sdpa"
       twinlens compare models/llama torch:my_port.py:make --text "The cat sat" --json report.json
       twinlens compare hf:models/llama tl:models/llama --probe auto
+      twinlens compare hf:models/llama native:models/llama --calls 60,1,1
       twinlens compare hf:G@transformers==4.43.2 \\
           tl:G@transformer-lens==2.3.0,transformers==4.43.2 --fix --order
     """  # noqa: D301  (\b keeps the lines, and the help needs one backslash at their end)
@@ -93,6 +99,7 @@ def compare(
         tokens=tokens,
         probe=probe,
         sites=sites,
+        calls=calls,
         fix=fix or order,
         order=order,
         files=comparing.Files(json, markdown),
@@ -106,6 +113,7 @@ def record(
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
     text: Text = None,
     tokens: Tokens = None,
+    calls: Calls = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier recording.")] = False,
     model: ModelPath = None,
 ) -> int:
@@ -116,10 +124,11 @@ def record(
       twinlens record hf:models/gemma-2-2b -o runs/eager --text "The cat sat on the mat"
       twinlens record tl:G@transformer-lens==2.3.0,transformers==4.43.2 -o runs/tl
       twinlens record torch:my_port.py:make --model models/llama -o runs/port --tokens ids.json
+      twinlens record hf:models/llama -o runs/decoding --calls 60,1,1
     """  # noqa: D301
     from twinlens.cli import recording
 
-    return recording.record(source, out, text, tokens, model, overwrite=overwrite)
+    return recording.record(source, out, text, tokens, model, calls, overwrite=overwrite)
 
 
 @app.command(short_help="Say what a recording holds.")

@@ -60,6 +60,7 @@ def compare(
     tokens: Path | None,
     probe: str | None,
     sites: str,
+    calls: str | None,
     fix: bool,
     order: bool,
     files: Files,
@@ -74,6 +75,7 @@ def compare(
     ids, mask = inputs.given(text, tokens, model or inputs.checkpoint_of(sources[0]))
     with Watch() as watch:
         chosen: dict[str, Any] = {"sites": sites, "probe": probe, "progress": watch.progress, "say": watch.say}
+        chosen["calls"] = inputs.lengths(calls)
         report = comparison.compare(*sources, tokens=ids, mask=mask, model=model, **chosen)
     _print(report)
     files.write(report)
@@ -110,7 +112,8 @@ def explain(recordings: tuple[Path, Path], model: Path | None, *, files: Files) 
             if (said := side.said()) is not None:
                 check_alike(declared.spec, said)
         ids, mask = comparison.inputs_of((a, b), declared.spec, None, None)
-        report = comparison.run((a, b), declared, ids, mask, watch.progress, watch.say)
+        calls = comparison.lengths_of(a)
+        report = comparison.run((a, b), declared, ids, mask, watch.progress, watch.say, calls=calls)
     _print(report)
     files.write(report)
     return status(report)

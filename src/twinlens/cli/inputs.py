@@ -43,6 +43,16 @@ def given(text: str | None, tokens: Path | None, checkpoint: Path | None) -> Giv
     return (None, None) if text is None else (encoded(text, checkpoint), None)
 
 
+def lengths(calls: str | None) -> list[int] | None:
+    """`60,1,1` as the lengths of calls. Raises InputError for anything else."""
+    if calls is None:
+        return None
+    parts = [part.strip() for part in calls.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise InputError(f"--calls {calls!r} is no list of lengths; give the tokens of each call, such as 60,1,1.")
+    return list(map(int, parts))
+
+
 def from_file(path: Path) -> Given:
     """Ids and mask from JSON or safetensors. Raises InputError, or OSError where it is not read."""
     return _of_safetensors(path) if path.suffix == ".safetensors" else (_of_json(path), None)

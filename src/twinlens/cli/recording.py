@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from twinlens.cached import check_lengths
 from twinlens.cli import SAME, inputs
 from twinlens.cli.watch import Watch
 from twinlens.comparison import inputs_of
@@ -21,6 +22,7 @@ def record(
     text: str | None,
     tokens: Path | None,
     model: Path | None,
+    calls: str | None = None,
     *,
     overwrite: bool,
 ) -> int:
@@ -37,10 +39,12 @@ def record(
         if declared is None:
             raise SourceError(f"{source} does not say what model it is; give --model PATH of its checkpoint.")
         ids, mask = inputs_of((side, side), declared.spec, ids, mask)
+        given = inputs.lengths(calls)
+        lengths = None if given is None else check_lengths(given, ids.shape[1])
         if isinstance(side, Elsewhere):
-            made = record_elsewhere(side.source, ids, mask, out, say=watch.say, overwrite=overwrite)
+            made = record_elsewhere(side.source, ids, mask, out, say=watch.say, overwrite=overwrite, calls=lengths)
         else:
-            made = _described(side.record(declared, ids, mask, watch.say), side, declared, parsed)
+            made = _described(side.record(declared, ids, mask, watch.say, lengths), side, declared, parsed)
             watch.say(f"writing {out}")
             made.save(out, overwrite=overwrite)
     print(f"{out}: {len(made.sites)} sites, {ids.numel()} tokens; twinlens show {out}")

@@ -34,7 +34,10 @@ _LESS = 9
 class Examiner:
     """Examines the steps of one run in order and remembers what it found, since layers are alike."""
 
-    def __init__(self, spec: Spec, own: dict[str, Tensor], known: frozenset[str]) -> None:
+    def __init__(
+        self, spec: Spec, own: dict[str, Tensor], known: frozenset[str], before: Examiner | None = None
+    ) -> None:  # fmt: skip
+        """`before` examined an earlier call of the same two sides: what it found is likely here."""
         self.spec, self.own, self.known = spec, own, known
         self.diagnosis_cost = 0.0
         self.native = torch.empty(0)
@@ -44,6 +47,11 @@ class Examiner:
         self._in_vain: Counter[str] = Counter()
         self._tied: list[Variant] = []
         self._elsewhere = Elsewhere(spec)
+        for site, variants in before._changes.items() if before is not None else ():
+            self._changes[site] = list(variants)
+            for variant in variants:
+                self._tied.append(variant)
+                self._elsewhere.add(variant)
 
     def __call__(self, m: Merged, *, hasty: bool = False, fixed: frozenset[str] = frozenset()) -> Examination:
         """The ladder for one step; `hasty`: only what is found soon; `fixed`: sites whose steps are as declared."""

@@ -14,6 +14,7 @@ from twinlens.bits import each
 from twinlens.errors import ComparisonError
 from twinlens.parity import gauges
 from twinlens.parity.changes import SetField, is_precision
+from twinlens.parity.examine import Examiner
 from twinlens.parity.grouping import group_causes, group_orders, plain
 from twinlens.parity.merged import Merged, Meter, coming_in, stored, work
 from twinlens.parity.reference import Computed, as_computed
@@ -56,8 +57,11 @@ class Judge:
     """The ladder: bytes, replay, rounding's scale, search."""
 
     def __init__(
-        self, spec: Spec, weights: Weights, reference: Recording, candidate: Recording, progress: Progress
-    ) -> None:
+        self, spec: Spec, weights: Weights, reference: Recording, candidate: Recording, progress: Progress,
+        before: Judge | None = None,
+    ) -> None:  # fmt: skip
+        """`before` judged an earlier call of the same two sides."""
+        self._before, self.examiners = before.examiners if before is not None else {}, dict[str, Examiner]()
         check_tokens(reference, candidate)
         self.declared, self.progress = spec, progress
         self.first, self.second = reference, candidate
@@ -118,7 +122,10 @@ class Judge:
 
     def _check_reference(self, same: Mapping[str, bool], result: Result) -> None:
         """What the reference computes, where the sides differ in bits (rule 10)."""
-        seen = Walk(self.declared, self.reference, self.weights, self.meter, self.declared)
+        seen = Walk(
+            self.declared, self.reference, self.weights, self.meter, self.declared, self._before.get("reference")
+        )
+        self.examiners["reference"] = seen.examiner
         seen.run(lambda m: same.get(m.target, False), lambda i, n: self.progress("checking the reference", i, n))
         found = {site: e for site, e in seen.examined.items() if e.status != "equal"}
         result.reference_edits = group_causes(self.declared, found)
@@ -140,7 +147,8 @@ class Judge:
             return same.get(m.target, False) and all(same.get(r, r in INPUTS) for r in m.reads)
 
         spec = self.computed.spec
-        seen = Walk(spec, self.candidate, self.weights, self.meter, self.declared)
+        seen = Walk(spec, self.candidate, self.weights, self.meter, self.declared, self._before.get("candidate"))
+        self.examiners["candidate"] = seen.examiner
         seen.run(is_equal, lambda i, n: self.progress("replaying the candidate", i, n))
         result.cost, result.diagnosis_cost = self.meter.spent, seen.examiner.diagnosis_cost
         result.assumed = [n for n in spec.weight_names if n not in self.candidate.known and n not in self.candidate.own]

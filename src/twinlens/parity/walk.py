@@ -17,10 +17,14 @@ from twinlens.spec import Spec, Weights
 class Walk:
     """What each merged step of a run did, under one spec."""
 
-    def __init__(self, spec: Spec, side: Side, weights: Weights, meter: Meter, declared: Spec) -> None:
-        """`declared` is what the spec would be if the reference computed as it is said to."""
+    def __init__(
+        self, spec: Spec, side: Side, weights: Weights, meter: Meter, declared: Spec, before: Examiner | None = None
+    ) -> None:  # fmt: skip
+        """`declared` is what the spec would be if the reference computed as it is said to; `before` examined an earlier
+        call of this side.
+        """
         self.spec = spec
-        self.examiner = Examiner(spec, side.own, side.known)
+        self.examiner = Examiner(spec, side.own, side.known, before)
         self.steps = list(merge(spec, side.sites, weights, meter, declared))
         self.examined: dict[str, Examination] = {}
         self.natives: dict[str, Tensor] = {}

@@ -36,6 +36,8 @@ def fix(report: Report, candidate: object = None, *, order: bool = False, progre
 
     assert report.sides is not None and report.declared is not None and report.tokens is not None
     assert report.judge is not None
+    if report.lengths is not None:
+        return _of_calls(report, candidate, order=order, progress=progress)
     side = report.sides[1] if candidate is None else subject(candidate, getattr(report.sides[1], "call", None))
     these = wanted(report, order=order)
     spec = report.judge.computed.spec
@@ -72,10 +74,30 @@ def fix(report: Report, candidate: object = None, *, order: bool = False, progre
     return again
 
 
+def _whole(report: Report, progress: Progress = silent) -> Report:
+    """The same comparison in one call: what is mended there holds for calls with a cache, too."""
+    from twinlens.comparison import run
+
+    assert report.sides is not None and report.declared is not None and report.tokens is not None
+    return run(report.sides, report.declared, report.tokens, report.mask, progress, sites=report.level)
+
+
+def _of_calls(report: Report, candidate: object, *, order: bool, progress: Progress) -> Report:
+    from twinlens.comparison import run
+
+    mended = fix(_whole(report, progress), candidate, order=order, progress=progress)
+    assert mended.sides is not None and report.declared is not None and report.tokens is not None
+    calls = {"sites": report.level, "calls": report.lengths}
+    again = run(mended.sides, report.declared, report.tokens, report.mask, progress, **calls)  # type: ignore[arg-type]
+    again.mended = mended.mended
+    return again
+
+
 def patch(report: Report, *, order: bool = False) -> str:
     """What to change, in the candidate's own words, found by trying it and taking it back."""
     from twinlens.subjects import Elsewhere, Live, say_nothing
 
+    report = report if report.lengths is None else _whole(report)
     these = wanted(report, order=order)
     assert report.sides is not None and report.judge is not None and report.tokens is not None
     assert report.declared is not None

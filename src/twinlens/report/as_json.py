@@ -52,6 +52,14 @@ def data(report: Result) -> dict[str, Any]:
         "reference_orders": [_order(o) for o in report.reference_orders],
         "unsteady": list(report.unsteady),
         "training": list(report.training),
+        "calls": [
+            {
+                "verdict": r.verdict,
+                "first_difference": r.first_difference,
+                "findings": [_finding(f) for f in r.findings],
+            }
+            for r in report.calls
+        ],
         "mended": list(report.mended),
         "findings": [_finding(f) for f in report.findings],
         "cost": plain(report.cost),

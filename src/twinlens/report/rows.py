@@ -36,6 +36,7 @@ def page(report: Result) -> Page:
     """The rows of a report."""
     tables = (
         *_mended(report),
+        *_calls(report),
         *_causes(report),
         *_reference(report),
         *_unexplained(report),
@@ -116,6 +117,16 @@ def _mended(report: Result) -> Iterator[Table]:
         depth = words.depth(report)
         rows = tuple((words.layers(n, depth), what) for what, n in words.by_layer(report.mended))
         yield Table("Mended before this comparison", ("layers", "what"), rows)
+
+
+def _calls(report: Result) -> Iterator[Table]:
+    """Where several calls were compared, what each one shows."""
+    if report.calls:
+        rows = tuple(
+            (str(i), r.verdict, r.first_difference or "", words.counted(len(r.causes), "cause") if r.causes else "")
+            for i, r in enumerate(report.calls)
+        )
+        yield Table("Calls, each with what those before it left", ("call", "verdict", "first difference", ""), rows)
 
 
 def _causes(report: Result) -> Iterator[Table]:
