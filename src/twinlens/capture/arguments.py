@@ -43,11 +43,12 @@ class Arguments:
         tokens, mask, at = whole_numbers[0], named.get("attention_mask"), named.get("position_ids")
         cache = next((v for name, v in named.items() if name.startswith("past_key") and v is not None), None)
         past = 0 if cache is None else _length(cache)
-        whole = "with use_cache=False: the keys of a cache are not seen" if past != 0 else ""
-        shape = (tokens.shape[0], tokens.shape[-1] + (past or 0))
-        if not whole and mask is not None and not (isinstance(mask, Tensor) and tuple(mask.shape) == shape):
-            whole = "with an attention_mask of the tokens' shape: another one says what it hides in words of its own"
-        mask = mask if not whole and isinstance(mask, Tensor) else None
+        whole, plain = "", isinstance(mask, Tensor) and mask.shape == tokens.shape
+        if past != 0 or (cache is not None and mask is not None and not plain):
+            whole = "with use_cache=False: the keys of a cache are not seen"
+        elif mask is not None and not plain:
+            whole = "with an attention_mask of the tokens' shape, [batch, position]"
+        mask = mask if plain else None
         at = at.expand(tokens.shape) if isinstance(at, Tensor) and at.ndim == 2 else None
         last = named.get("logits_to_keep")
         return cls(tokens, mask, at, cache, past, whole, last if isinstance(last, int) and last > 0 else None)

@@ -150,14 +150,15 @@ class Grafted:
         """Remember a path, once what is computed from the sites is what it was on the first one."""
         if self.agreed is None:
             self.agreed = run.agreeing(graph, self.weights)
-        elif plan not in self.plans:
+        elif self.of_kind.get(run.call.kind) is not plan:
             held = run.agreeing(graph, self.weights)
             for site in self.values:
                 shown = [s for s in self._checks(site) if s in run.checks(site)]
                 if self._checks(site) and not (shown and held >= set(shown)):
                     raise self._other_code(run.call)
-            self.plans.append(plan)
-            del self.plans[1:-MOST_PATHS]
+            if plan not in self.plans:
+                self.plans.append(plan)
+                del self.plans[1:-MOST_PATHS]
         self.of_kind[run.call.kind] = plan
 
     def _checks(self, site: str) -> set[str]:

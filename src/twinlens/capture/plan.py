@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -92,6 +93,7 @@ class Run:
         """What was put in, in our layout."""
 
     def __call__(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What the forward returns."""
         with torch.no_grad(), self.tracer:
             return forward(*args, **kwargs)
 
@@ -107,7 +109,7 @@ class Run:
         """Of the sites that are computed from what was put in, those that are what their steps make of it."""
         sites = list(self.plan.placement.places)
         tensors = {n.key: n.value for n in graph.nodes if n.value is not None}
-        found = {**self.found(tensors, [s for s in sites if s not in self.made]), **self.made}
+        found = ChainMap(self.made, cast("dict[str, Tensor]", self.found(tensors, sites)))
         return {s for site in self.values for s in self.checks(site) if self._agrees(s, found, weights)}
 
     def checks(self, site: str) -> list[str]:
@@ -118,9 +120,12 @@ class Run:
         steps = self.spec.between(site, [s for s in found if s != site])
         if site not in found or not all(self.call.can(s) for s in steps):
             return False
-        reads = {r: found[r] for s in steps for r in s.reads if r in found}
-        value, theirs = evaluate(steps, reads, weights, keep=[site])[site], found[site]
-        value = self._asked(site, value, theirs)
+        try:
+            reads = {r: found[r] for s in steps for r in s.reads if r in found}
+            theirs = found[site]
+            value = self._asked(site, evaluate(steps, reads, weights, keep=[site])[site], theirs)
+        except (RuntimeError, ValueError):  # a tensor that cannot be what it was taken for
+            return False
         return theirs.shape == value.shape and near(theirs, wanted(site, value, self.call.mask))
 
     def _asked(self, site: str, value: Tensor, like: Tensor) -> Tensor:
@@ -133,8 +138,9 @@ class Run:
 
         def replaced(tensors: Mapping[int, Tensor]) -> Tensor:
             try:
-                value = self._asked(site, self.values[site](self.found(tensors, shown)), tensors[key])
-                theirs = place.layout.theirs(value, tensors[key])
+                like = tensors[key]
+                value = self._asked(site, self.values[site](self.found(tensors, shown)), like)
+                theirs = place.layout.fitted(like, self.sizes).theirs(value, like)
             except (RuntimeError, KeyError, ValueError) as error:
                 raise CaptureError(
                     f"{site} cannot be computed by its graft for tokens of shape {list(self.call.tokens.shape)} "
@@ -156,7 +162,8 @@ class Shown(Mapping[str, Tensor]):
         run = self._run
         if site in run.inputs:
             return run.inputs[site]
-        return run.plan.placement.places[site].layout.ours(self._tensors[site], run.sizes)
+        tensor, layout = self._tensors[site], run.plan.placement.places[site].layout
+        return layout.fitted(tensor, run.sizes).ours(tensor, run.sizes)
 
     def __iter__(self) -> Iterator[str]:
         return iter((*self._run.inputs, *self._tensors))
