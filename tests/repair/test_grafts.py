@@ -109,13 +109,14 @@ def check(reference: Any, candidate: Any, tokens: Tensor, mask: Tensor | None = 
         assert twinlens.compare(reference, candidate, tokens=tokens, mask=mask).verdict in ("identical", "rounding")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("family", "plant", "attn"),
+    ("family", "plant", "attn", "dtype"),
     [
-        ("llama", relu, "eager"), ("llama", relu, "sdpa"), ("llama", eps, "sdpa"), ("llama", norm, "eager"),
-        ("gemma2", relu, "eager"), ("gpt2", halved, "sdpa"), ("gpt2", norm, "eager"), ("mixtral", norm, "sdpa"),
-        ("mixtral", eps, "eager"),
+        ("llama", relu, "eager", torch.bfloat16), ("llama", relu, "sdpa", torch.float32),
+        ("llama", eps, "sdpa", torch.bfloat16), ("llama", norm, "eager", torch.float32),
+        ("gemma2", relu, "eager", torch.float32), ("gemma2", norm, "eager", torch.bfloat16),
+        ("gpt2", halved, "sdpa", torch.bfloat16), ("gpt2", norm, "eager", torch.float32),
+        ("mixtral", norm, "sdpa", torch.float32), ("mixtral", eps, "eager", torch.bfloat16),
     ],
 )  # fmt: skip
 def test_a_mended_module_runs_any_batch_and_length(family: str, plant: Plant, attn: str, dtype: torch.dtype) -> None:
@@ -140,24 +141,23 @@ def test_positions_from_1_are_mended_in_both_tables(family: str, dtype: torch.dt
     assert torch.equal(theirs, ours)
 
 
-@pytest.mark.parametrize("shape", [(1, 17), (2, 1), (1, 1)])
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(("count", "shape"), [(1, (2, 1)), (1, (1, 17)), (3, (1, 17)), (3, (1, 1))])
 def test_a_number_of_experts_is_mended_for_calls_of_any_length(count: int, shape: tuple[int, int]) -> None:
     """3 is also the number of layers, which is tried as what might hold it."""
     reference, candidate = mended("mixtral", chosen(count), shape)
-    for rows, length in SHAPES:
+    for rows, length in ((3, 29), (2, 1), (1, 1)):
         check(reference, candidate, random_tokens(reference, rows, length, seed=5))
 
 
 @pytest.mark.parametrize(
     ("family", "plant"),
-    [("mixtral", chosen(1)), ("mixtral", relu), ("qwen3_moe", relu), ("deepseek_v3", relu), ("gpt_oss", norm)],
+    [("mixtral", chosen(1)), ("qwen3_moe", relu), ("deepseek_v3", relu), ("gpt_oss", norm)],
 )
 def test_a_loop_over_the_experts_that_were_hit(family: str, plant: Plant) -> None:
     """In each call another graph, of which each replaced site changes what comes after it."""
     config = {"num_experts": 16} if family == "qwen3_moe" else {}
     reference, candidate = mended(family, plant, experts_implementation="eager", **config)
-    for rows, length in [*SHAPES, (2, 17)]:
+    for rows, length in ((3, 29), (1, 1)):
         check(reference, candidate, random_tokens(reference, rows, length, seed=5))
 
 
