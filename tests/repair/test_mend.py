@@ -171,3 +171,24 @@ def test_what_layers_share_is_not_changed_for_one_of_them() -> None:
     assert [(c.parameter, c.reference, c.candidate, c.layers) for c in report.causes] == [("attn.window", 9, 8, [0])]
     assert report.fix(reference).verdict == "identical"
     assert reference.config.sliding_window == 8
+
+
+def regrouped(model: Any) -> None:
+    """Key/value heads exchanged with all that belongs to them, in every layer; and a row that is halved."""
+    for layer in model.model.layers:
+        a = layer.self_attn
+        for product, axis in ((a.q_proj, 0), (a.k_proj, 0), (a.v_proj, 0), (a.o_proj, 1)):
+            product.weight.copy_(torch.cat(product.weight.chunk(2, dim=axis)[::-1], dim=axis))
+    model.model.layers[1].self_attn.o_proj.weight[3] *= 0.5
+
+
+@pytest.mark.parametrize("config", [{}, {"attn": "sdpa"}, {"dtype": torch.bfloat16}])
+def test_weights_that_belong_together_are_mended_together(config: dict[str, Any]) -> None:
+    """Queries without their keys would be worse than both as they were: what is no fault is left in other layers."""
+    candidate, _, after = mended(tiny_llama(**config), regrouped)
+    assert (after.verdict, after.causes) == ("rounding", [])
+    copied = {words.split(":")[0] for words in after.mended}
+    assert copied == {f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkvo"}
+    assert len(after.gauges) == 2
+    reference, tokens = tiny_llama(**config), random_tokens(candidate, 3, 11, seed=7)
+    assert twinlens.compare(reference, candidate, tokens=tokens).verdict == "rounding"

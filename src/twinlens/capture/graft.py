@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from twinlens.capture.align import Aligner, align
+from twinlens.capture.align import align
+from twinlens.capture.arguments import Arguments
 from twinlens.capture.calling import Call, invoke, logits_of
 from twinlens.capture.graph import Graph
-from twinlens.capture.placement import Placement, sizes_of
-from twinlens.capture.recorder import PROBE_LENGTH, probe
-from twinlens.capture.tracer import Replacement, Tracer
+from twinlens.capture.placement import Placement
+from twinlens.capture.plan import Plan, Run, Value, following
+from twinlens.capture.recorder import probe
+from twinlens.capture.tracer import Tracer
 from twinlens.errors import CaptureError
-from twinlens.inputs import given
 from twinlens.spec import Spec, Weights
 
-Value = Callable[[Mapping[str, Tensor]], Tensor]
-"""From the sites so far, in our layout, and the inputs, to the value that a site shall have."""
+MOST_PATHS = 16
+"""Paths that are remembered: code that follows the data, as a loop over experts does, has one for each call."""
 
 
 @dataclass(eq=False)
@@ -45,33 +46,34 @@ def graft(
 ) -> Graft:  # fmt: skip
     """From now on every call of `module` computes these sites by other functions.
 
-    One short call is made to see where the sites are within the module's forward; `mask` is that of the calls to
-    come, where they are padded. Later calls must run the same code: one with a cache, say, is refused with a
-    CaptureError, as is a site that cannot be seen.
+    One short call is made to see where the sites are within the module's forward, and one to see what follows from
+    them. A later call that takes another path of the code (one with a mask, of one token, with a cache) is followed by
+    what the two paths have in common, and held against what followed on the first one.
+
+    Raises:
+        CaptureError: a site cannot be seen; of a call: it runs other code, or hides what a site is computed from.
     """
     forward = module.forward
-    placement = _within(module, spec, weights, *probe(spec, mask), call)
+    tokens, padding = probe(spec, mask)
+    placement = _within(module, spec, weights, tokens, padding, call)
     missing = [s for s in replacements if s not in placement.places]
     if missing:
         raise CaptureError(f"{missing[0]} is not visible in {type(module).__name__}; nothing can be put in its place.")
-
-    known = [placement]
+    grafted = Grafted(module, spec, weights, replacements, [Plan.of(placement, spec, list(replacements))])
 
     @functools.wraps(forward)
-    def grafted(*args: Any, **kwargs: Any) -> Any:
-        tokens, mask = _inputs(args, kwargs)
-        for attempt in _placements(known, module, spec, weights, forward, args, kwargs):
-            run = _Run(module, spec, attempt, replacements, tokens, mask)
-            out = run(forward, args, kwargs)
-            if run.complete:
-                return out
-        raise CaptureError(
-            "the mended module runs other code than when it was mended (a cache that is handed in, say); "
-            "call it as it was compared, or fix it again."
-        )
+    def mended(*args: Any, **kwargs: Any) -> Any:
+        return grafted(args, kwargs)
 
-    module.forward = grafted
-    return Graft(module, forward)
+    module.forward = mended
+    made = Graft(module, forward)
+    try:
+        with torch.no_grad():
+            invoke(module, tokens, padding, call)
+    except CaptureError:
+        made.remove()
+        raise
+    return made
 
 
 def _within(
@@ -83,7 +85,8 @@ def _within(
 
     @functools.wraps(forward)
     def traced(*args: Any, **kwargs: Any) -> Any:
-        tracer = Tracer(module, *_inputs(args, kwargs))
+        given = Arguments.of(forward, args, kwargs)
+        tracer = Tracer(module, given.tokens, given.mask)
         with torch.no_grad(), tracer:
             out = forward(*args, **kwargs)
         graphs.append(tracer.close(module, logits_of(out, module)))
@@ -99,133 +102,80 @@ def _within(
     return align(graphs[-1], spec, weights)
 
 
-def _placements(
-    known: list[Placement], module: nn.Module, spec: Spec, weights: Weights, forward: Callable[..., Any], args: Any,
-    kwargs: Mapping[str, Any],
-) -> Iterator[Placement]:  # fmt: skip
-    """Those of calls seen before; then that of this one, seen on its last tokens.
+@dataclass(eq=False)
+class Grafted:
+    """A module's forward with other values at some sites."""
 
-    A call that is handed a cache would fill it at each attempt, so it gets one only.
-    """
-    if any(value is not None for name, value in kwargs.items() if name.startswith("past_key")):
-        yield known[0]
-        return
-    yield from list(known)
-    length = _inputs(args, kwargs)[0].shape[-1]
+    module: nn.Module
+    spec: Spec
+    weights: Weights
+    values: Mapping[str, Value]
+    plans: list[Plan]
+    """By path; the first is the one on which the sites were placed."""
+    agreed: set[str] | None = None
+    """Of the sites that are computed from those, the ones that followed from what was put in there."""
+    of_kind: dict[tuple[bool, ...], Plan] = field(default_factory=dict[tuple[bool, ...], Plan])
 
-    def cut(value: Any) -> Any:
-        along = isinstance(value, Tensor) and value.ndim == 2 and value.shape[-1] == length
-        return value[:, -PROBE_LENGTH:] if along else value
+    def __post_init__(self) -> None:
+        self.forward = self.module.forward
 
-    short, named = [cut(a) for a in args], {name: cut(value) for name, value in kwargs.items()}
-    tracer = Tracer(module, *_inputs(short, named))
-    with torch.no_grad(), tracer:
-        out = forward(*short, **named)
-    known.append(align(tracer.close(module, logits_of(out, module)), spec, weights))
-    yield known[-1]
+    def __call__(self, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """One call: the first plan that holds on its path; what is tried before is no part of it for who traces."""
+        call = Arguments.of(self.forward, args, kwargs)
+        self._refuse(call)
+        restore = call.saved()
+        plan = self.of_kind.get(call.kind, self.plans[0])
+        for _ in range(len(self.values) + 2):  # a graft may change where the code of later ones leads
+            run = Run(self.module, self.spec, plan, self.values, call)
+            with Tracer.aside():
+                out = run(self.forward, args, kwargs)
+            graph = run.tracer.close(self.module, logits_of(out, self.module))
+            if run.complete(graph):
+                self._keep(plan, run, graph)
+                return self._seen(plan, call, restore, args, kwargs) if Tracer.listening else out
+            restore()
+            followed = next((p for p in self.plans if p is not plan and p.holds(graph)), None)
+            followed = followed or self.plans[0].on(graph)
+            if followed is None:
+                break
+            plan = followed
+        raise self._other_code(call)
 
+    def _seen(self, plan: Plan, call: Arguments, restore: Callable[[], None], args: Any, kwargs: Any) -> Any:
+        """The same once more, for those who trace it."""
+        restore()
+        return Run(self.module, self.spec, plan, self.values, call)(self.forward, args, kwargs)
 
-class _Run:
-    """One call of a grafted module."""
+    def _keep(self, plan: Plan, run: Run, graph: Graph) -> None:
+        """Remember a path, once what is computed from the sites is what it was on the first one."""
+        if self.agreed is None:
+            self.agreed = run.agreeing(graph, self.weights)
+        elif self.of_kind.get(run.call.kind) is not plan:
+            held = run.agreeing(graph, self.weights)
+            for site in self.values:
+                shown = [s for s in self._checks(site) if s in run.checks(site)]
+                if self._checks(site) and not (shown and held >= set(shown)):
+                    raise self._other_code(run.call)
+            if plan not in self.plans:
+                self.plans.append(plan)
+                del self.plans[1:-MOST_PATHS]
+        self.of_kind[run.call.kind] = plan
 
-    def __init__(
-        self, module: nn.Module, spec: Spec, placement: Placement, replacements: Mapping[str, Value], tokens: Tensor,
-        mask: Tensor | None,
-    ) -> None:  # fmt: skip
-        self.spec, self.placement, self.tokens, self.mask = spec, placement, tokens, mask
-        self.sizes = sizes_of(spec.shape, tokens)
-        functions, fed = dict[int, Replacement](), dict[int, tuple[int, Replacement]]()
-        nodes = placement.graph.nodes
-        for site, value in replacements.items():
-            if site not in placement.places:
-                continue
-            earlier, readers = _before(spec, placement, site), _readers(spec, placement, site)
-            if earlier and readers:
-                function = self._function(site, value, placement.places[site].node, earlier)
-                fed |= {nodes[r].key: (placement.key(site), function) for r in readers}
-                continue
-            for node in copies(placement, site):
-                functions[nodes[node].key] = self._function(site, value, node)
-        self.tracer = Tracer(module, tokens, mask, placement.keys(), functions, fed)
-        self.expected = {*functions, *fed}
-        self.visible = all(site in placement.places for site in replacements)
+    def _checks(self, site: str) -> set[str]:
+        """Sites that showed on the first path that this one was put in the right place."""
+        return set(following(self.spec, self.plans[0].placement, site)) & (self.agreed or set())
 
-    def __call__(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        with torch.no_grad(), self.tracer:
-            return forward(*args, **kwargs)
+    def _refuse(self, call: Arguments) -> None:
+        """Raise where a value cannot be computed from what a call shows."""
+        for site in self.values:
+            steps = self.spec.between(site, [s for s in self.plans[0].shown[site] if s not in self.spec.hidden])
+            if not all(call.can(step) for step in steps):
+                how = call.whole or "with position_ids"
+                raise CaptureError(f"{site} was mended by a graft, which sees one call alone; call the module {how}.")
 
-    @property
-    def complete(self) -> bool:
-        """Whether every site was met, so that its value was replaced."""
-        return self.visible and not self.expected - self.tracer.replaced
-
-    def _function(self, site: str, value: Value, node: int, earlier: Collection[str] = ()) -> Replacement:
-        place, key = self.placement.places[site], self.placement.graph.nodes[node].key
-        places = self.placement.places
-        keys = {s: self.placement.key(s) for s, p in places.items() if p.node != place.node or s in earlier}
-
-        def replaced(tensors: Mapping[int, Tensor]) -> Tensor:
-            found = {
-                s: self.placement.places[s].layout.ours(tensors[k], self.sizes) for s, k in keys.items() if k in tensors
-            }
-            return place.layout.theirs(
-                value({**found, **given(self.tokens, self.mask, changes=self.spec.inputs)}), tensors[key]
-            )
-
-        return replaced
-
-
-def _before(spec: Spec, placement: Placement, site: str) -> list[str]:
-    """Sites before this one that are the same tensor, though the step that writes it does more than hand them on.
-
-    A norm that is left out gives what it was given: the residual stream, which others read as it is.
-    """
-    if Aligner.is_copy(spec.at[site]):
-        return []
-    node, order = placement.places[site].node, spec.sites
-    return [s for s in order[: order.index(site)] if s in placement.places and placement.places[s].node == node]
-
-
-def _readers(spec: Spec, placement: Placement, site: str) -> list[int]:
-    """The nodes that read a site's tensor on the way to the sites that are computed from it."""
-    graph, node, after = placement.graph, placement.places[site].node, list[int]()
-    pending = [s.writes for s in spec.readers.get(site, ())]
-    while pending:
-        at = pending.pop()
-        place = placement.places.get(at)
-        if place is not None and place.node != node:
-            after.append(place.node)
-        else:  # hidden, or handed on as it is
-            pending.extend(s.writes for s in spec.readers.get(at, ()))
-    above = graph.above(after)
-    return [r for r in graph.readers[node] if r in above]
-
-
-def copies(placement: Placement, site: str) -> list[int]:
-    """The nodes that hold a site, each made anew: an implementation may compute one thing several times."""
-    graph, node = placement.graph, placement.places[site].node
-    kept = graph[node]
-    same = [
-        n.index
-        for n in graph.nodes[node + 1 :]
-        if n.function == graph.nodes[node].function
-        and n.value is not None
-        and n.value.shape == kept.shape
-        and n.index in graph.live
-        and torch.equal(n.value, kept)
-    ]
-    below = graph.below([node])
-    found = [node]
-    for index in same:
-        if index not in below:
-            found.append(index)
-            below |= graph.below([index])
-    return found
-
-
-def _inputs(args: Any, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
-    tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and not t.is_floating_point()]
-    if not tensors:
-        raise CaptureError("the mended module was called without token ids; call it as module(tokens).")
-    mask = kwargs.get("attention_mask")
-    return tensors[0], mask if isinstance(mask, Tensor) else None
+    def _other_code(self, call: Arguments) -> CaptureError:
+        how = "with use_cache=False" if call.cache is not None else "as it was compared, or fix it again"
+        return CaptureError(
+            f"{type(self.module).__name__} runs other code in this call than when it was mended, in which "
+            f"{', '.join(list(self.values)[:3])} cannot be told; call it {how}."
+        )

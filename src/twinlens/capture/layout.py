@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import permutations
 from math import prod
@@ -44,6 +44,20 @@ class Layout:
             x = x.unsqueeze(at)
         x = x.expand(way.wide) if way.missing else x
         return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2) if self.paired else x
+
+    def fitted(self, theirs: Tensor, sizes: Mapping[str, int]) -> Layout:
+        """This layout in a call in which a tensor has the batch that it had not before, or has none any more: tables
+        of positions are made for one row, or for each.
+        """
+        b, held = sizes["b"], any("b" in group for group in self.groups)
+        if "b" not in self.site or b == 1 or len(self.groups) != theirs.ndim:
+            return self
+        change = {(False, b): ((), ("b",)), (True, 1): (("b",), ())}
+        for at, size in enumerate(theirs.shape):
+            old, new = change.get((held, size), (None, ()))
+            if self.groups[at] == old:
+                return replace(self, groups=(*self.groups[:at], new, *self.groups[at + 1 :]))
+        return self
 
     def theirs(self, ours: Tensor, like: Tensor) -> Tensor:
         """Our tensor as theirs has it, in the shape and dtype of `like`.

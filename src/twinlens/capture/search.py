@@ -32,6 +32,19 @@ class Match:
     distance: float
 
 
+def wanted(site: str, value: Tensor, mask: Tensor | None) -> Wanted:
+    """A site's value with the entries that count: real rows, and of scores those that are not masked."""
+    axes, counts = names.axes(site), None
+    if axes[-1] == "s" and names.split(site)[1].endswith("scores"):
+        counts = value > lowest(value)
+    if axes[0] == "b" and bool((value == value[:1]).all()):
+        mask = None  # a table of positions: padding changes nothing in it
+    if mask is not None and not bool(mask.all()) and "p" in axes and value.shape[0] == mask.shape[0]:
+        rows = mask.bool().reshape([mask.shape["bp".index(a)] if a in "bp" else 1 for a in axes])
+        counts = rows.expand(value.shape) if counts is None else counts & rows
+    return Wanted(value, axes, counts)
+
+
 class Search:
     """The captured tensors of one call, found by size and norm first."""
 
@@ -77,17 +90,8 @@ class Search:
                 yield node
 
     def wanted(self, site: str, value: Tensor) -> Wanted:
-        """A site's value with the entries that count: real rows, and of scores those that are not masked."""
-        axes, counts = names.axes(site), None
-        if axes[-1] == "s" and names.split(site)[1].endswith("scores"):
-            counts = value > lowest(value)
-        mask = self.graph.mask
-        if axes[0] == "b" and bool((value == value[:1]).all()):
-            mask = None  # a table of positions: padding changes nothing in it
-        if mask is not None and not bool(mask.all()) and "p" in axes and value.shape[0] == mask.shape[0]:
-            rows = mask.bool().reshape([mask.shape["bp".index(a)] if a in "bp" else 1 for a in axes])
-            counts = rows.expand(value.shape) if counts is None else counts & rows
-        return Wanted(value, axes, counts)
+        """A site's value with the entries that count in this call."""
+        return wanted(site, value, self.graph.mask)
 
     def find(self, wanted: Wanted, of: Iterable[int], *, latest: bool = False) -> Match | None:
         """The node nearest to a value, if it is near enough; the earliest of equals, or the latest."""

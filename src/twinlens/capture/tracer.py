@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,9 @@ class Tracer(TorchFunctionMode):
     node that reads it, such a function for one of its inputs, by that one's key; other readers see it as it is.
     """
 
+    listening: ClassVar[list[Tracer]] = []
+    """Those within which code runs now, the outermost first."""
+
     def __init__(
         self, module: nn.Module, tokens: Tensor, mask: Tensor | None, keep: frozenset[int] | None = None,
         replace: Mapping[int, Replacement] | None = None, feed: Mapping[int, tuple[int, Replacement]] | None = None,
@@ -57,9 +61,31 @@ class Tracer(TorchFunctionMode):
         self._kept: dict[int, Tensor] = {}
         self._form = ""
         self.replaced = set[int]()
+        self._deaf = False
         self._leaf(tokens, tokens=True)
         if mask is not None:
             self._leaf(mask)
+
+    def __enter__(self) -> Tracer:
+        self.listening.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        self.listening.remove(self)
+        super().__exit__(*raised)
+
+    @classmethod
+    @contextmanager
+    def aside(cls) -> Generator[None]:
+        """What runs in here is no part of a call that is being traced."""
+        open_now = [tracer for tracer in cls.listening if not tracer._deaf]
+        for tracer in open_now:
+            tracer._deaf = True
+        try:
+            yield
+        finally:
+            for tracer in open_now:
+                tracer._deaf = False
 
     def run(self, module: nn.Module, call: Call | None) -> Graph:
         """Make the call and close the graph at the logits."""
@@ -86,6 +112,8 @@ class Tracer(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if self._deaf:
+            return func(*args, **(kwargs or {}))
         what = function_of_c(func)
         if what is None:
             func = asked(func)
@@ -216,7 +244,10 @@ class Tracer(TorchFunctionMode):
         out = func(*args, **kwargs)
         for target in targets:
             self._forget(target)
-            self._add(what.name, inputs, target)
+            other = self._add(what.name, inputs, target)
+            if other is not target:  # the code goes on with the tensor that it wrote into
+                target.copy_(other)
+                self._where[id(target)] = weakref.ref(target), len(self.nodes) - 1
         made = len(self.nodes) - 1
         for tensor, at in aliases:
             if all(tensor is not target for target in targets):

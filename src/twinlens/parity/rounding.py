@@ -129,8 +129,13 @@ class Scale:
         return Ratio(_worst(e, self.wide[..., :width]), _worst(e, self.tight[..., :width]), support)
 
     def weights(self) -> Tensor:
-        """1 / scale of each row of the target, for least squares."""
-        return 1.0 / self.tight.mean(-1, keepdim=True).sqrt().clamp_min(1e-300)
+        """1 / scale of each row of the target, for least squares.
+
+        A row that is exactly 0 (a sine at position 0) has no rounding of its own to be measured in: it counts by that
+        of the step as a whole, or it would hide what every other row says of a change.
+        """
+        rows = self.tight.mean(-1, keepdim=True)
+        return 1.0 / torch.where(rows == 0, rows.mean(), rows).sqrt().clamp_min(1e-300)
 
 
 def _worst(e: Tensor, scale: Tensor) -> float:

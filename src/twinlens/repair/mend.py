@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -240,7 +241,8 @@ class Mender:
     def _native(self, site: str, found: Mapping[str, Tensor], others: Sequence[Instruction] = ()) -> Tensor:
         as_is = [SetField(o.sites, o.name, read(o.candidate)) for o in others if o.what == "field"]
         steps = Variant(tuple(as_is)).steps(self._steps(site, found))
-        return replayed(steps, found, self.weights, self.dtypes)[site]
+        reads = {r: found[r] for step in steps for r in step.reads if r in found}
+        return replayed(steps, reads, self.weights, self.dtypes)[site]
 
     def _steps(self, site: str, found: Mapping[str, Tensor]) -> tuple[Step, ...]:
         """The reference's steps to a site from those that the module shows, with what its kernel absorbs."""
@@ -250,23 +252,25 @@ class Mender:
     # what nothing holds ---------------------------------------------------------------------------------------
 
     def _graft(self, left: Mapping[str, Sequence[Instruction]]) -> None:
-        other_dtype = next(self.module.parameters()).dtype != self.spec.dtype
-
         def replaced(site: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
             def value(found: Mapping[str, Tensor]) -> Tensor:
+                if self.spec.inputs == self.declared.inputs:
+                    return self._native(site, found)
                 changed = given(found["tokens"], found["mask"], changes=self.spec.inputs)
-                native = self._native(site, {**found, **changed})
-                return native.to(found[site].dtype) if other_dtype and site in found else native
+                return self._native(site, ChainMap(changed, cast("dict[str, Tensor]", found)))
 
             return value
 
+        self._seen()  # what was tried and taken back may have shown other sites
         visible = [s for s in left if s in self.placement.places]
+        if not visible:
+            return
         made = graft(
             self.module, self.declared, self.weights, {s: replaced(s) for s in visible},
             mask=self.mask, call=self.call,
         )  # fmt: skip
         self.done.undo.append(made.remove)
-        for site, these in left.items():
+        for site, these in ((s, left[s]) for s in visible):
             mended = {i.name or i.parameter for i in these}
             op = shown(self.spec.at[these[0].sites[0]].op, mended)
             self.done.words.append(f"{site}: computed as {op} ({', '.join(sorted(mended))})")
