@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -126,6 +126,7 @@ def left(spec: Spec, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+@runtime_checkable
 class Ran(Protocol):
     """A call that was made: its tokens [b p], its mask [b p], what it wrote."""
 
