@@ -157,7 +157,7 @@ def befores(spec: Spec, calls: Sequence[Ran]) -> Iterator[dict[str, Tensor]]:
         key_mask = call.mask if past.mask is None else torch.cat((past.mask, call.mask), dim=1)
         yield {**before, "key_mask": key_mask}
         if number + 1 < len(calls):
-            past.add(spec, _written(spec, call, before), key_mask)
+            past.add(spec, written(spec, call.sites, before), key_mask)
             missing = [step.writes for step in appended(spec) if step.reads[0] not in past.tensors]
             if missing:
                 raise InputError(
@@ -166,14 +166,14 @@ def befores(spec: Spec, calls: Sequence[Ran]) -> Iterator[dict[str, Tensor]]:
                 )
 
 
-def _written(spec: Spec, call: Ran, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def written(spec: Spec, sites: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a call read by slot: as it shows it, else what stood there with its own behind."""
     made = dict[str, Tensor]()
     for step in appended(spec):
-        if step.writes in call.sites:
-            made[step.writes] = call.sites[step.writes]
-        elif step.reads[1] in call.sites:
-            made[step.writes] = step.op(before[step.reads[0]], call.sites[step.reads[1]])
+        if step.writes in sites:
+            made[step.writes] = sites[step.writes]
+        elif step.reads[1] in sites:
+            made[step.writes] = step.op(before[step.reads[0]], sites[step.reads[1]])
     return made
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinlens.cached import Past, appended, cached, calls_of, inputs_of
+from twinlens.cached import Past, appended, cached, calls_of, inputs_of, written
 from twinlens.capture.align import align
 from twinlens.capture.placement import Placement
 from twinlens.capture.recorder import compared_weights
@@ -42,13 +42,14 @@ def record_calls(
     for ids, key_mask in calls_of(tokens, mask, lengths):
         rows = None if mask is None else key_mask[:, -ids.shape[1] :]
         graph = trace(module, ids, mask=rows, call=lambda ids, _, m=key_mask: step(ids, m))
-        inputs = inputs_of(steps, ids, key_mask, past.before(steps, ids))
+        before = past.before(steps, ids)
+        inputs = inputs_of(steps, ids, key_mask, before)
         placement = align(graph, steps, weights, inputs)
         with torch.no_grad():
             sites = {site: tensor.detach() for site, tensor in placement.reads(graph, spec.shape)}
         evidence = {s: e for s, e in placement.evidence(steps).items() if s in sites}
         calls.append(Call.of(sites, ids, mask=rows, positions=inputs["slots"], placed=evidence, later=bool(calls)))
-        past.add(steps, sites, key_mask)
+        past.add(steps, written(steps, sites, before), key_mask)
         _check_left(module, past, steps)
         placements.append(placement)
     own = {name: anchor.tensor.detach() for p in reversed(placements) for name, anchor in p.anchors.items()}
