@@ -196,7 +196,8 @@ def check_lengths(lengths: Iterable[int], total: int) -> tuple[int, ...]:
 
     Raises InputError for a call without tokens, or for more tokens than there are.
     """
-    given = tuple(lengths)
+    # A border: callers are not type-checked.
+    given = tuple(lengths) if isinstance(lengths, Iterable) else (lengths,)  # pyright: ignore[reportUnnecessaryIsInstance]
     whole = all(isinstance(n, int) and not isinstance(n, bool) for n in given)  # pyright: ignore[reportUnnecessaryIsInstance]
     if not given or not whole or min(given) < 1 or sum(given) > total:
         raise InputError(
