@@ -4,7 +4,7 @@ Runs inside the environments of other implementations too: nothing but torch and
 """
 
 from twinlens.capture.align import align
-from twinlens.capture.calling import invoke
+from twinlens.capture.calling import device_of, invoke
 from twinlens.capture.calls import record_calls, takes_cache
 from twinlens.capture.graft import Graft, graft
 from twinlens.capture.graph import Graph
@@ -21,6 +21,7 @@ __all__ = [
     "align",
     "capture",
     "compared_weights",
+    "device_of",
     "graft",
     "invoke",
     "placed",

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from twinlens.errors import CaptureError, is_asked_to_end
@@ -31,6 +32,12 @@ def invoke(module: nn.Module, tokens: Tensor, mask: Tensor | None, call: Call | 
             f"{type(error).__name__}: {error}; pass call= if it is called in another way."
         ) from error
     return logits_of(out, module)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module is: where its first parameter is, or its first buffer."""
+    tensors = (t for some in (module.parameters(), module.buffers()) for t in some)
+    return next((t.device for t in tensors), torch.device("cpu"))
 
 
 def logits_of(out: Any, module: nn.Module) -> Tensor:

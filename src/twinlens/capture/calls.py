@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from twinlens.cached import Past, appended, cached, calls_of, inputs_of, written
 from twinlens.capture.align import align
+from twinlens.capture.calling import device_of
 from twinlens.capture.placement import Placement
-from twinlens.capture.recorder import compared_weights
+from twinlens.capture.recorder import compared_weights, on_device
 from twinlens.capture.tracer import trace
 from twinlens.errors import CaptureError
 from twinlens.recording import Call, Recording
@@ -37,7 +38,7 @@ def record_calls(
         raise CaptureError(
             f"{type(module).__name__} is called by a function of its own, which knows no cache; compare one call."
         )
-    step, steps = _stepping(module), cached(spec)
+    step, steps, weights = _stepping(module), cached(spec), on_device(weights, device_of(module))
     past, calls, placements = Past(), list[Call](), list[Placement]()
     for ids, key_mask in calls_of(tokens, mask, lengths):
         rows = None if mask is None else key_mask[:, -ids.shape[1] :]

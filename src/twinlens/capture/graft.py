@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from twinlens.capture.align import align
 from twinlens.capture.arguments import Arguments
-from twinlens.capture.calling import Call, invoke, logits_of
+from twinlens.capture.calling import Call, device_of, invoke, logits_of
 from twinlens.capture.graph import Graph
 from twinlens.capture.placement import Placement
 from twinlens.capture.plan import Plan, Run, Value, following
@@ -54,7 +54,7 @@ def graft(
         CaptureError: a site cannot be seen; of a call: it runs other code, or hides what a site is computed from.
     """
     forward = module.forward
-    tokens, padding = probe(spec, mask)
+    tokens, padding = probe(spec, mask, device_of(module))
     placement = _within(module, spec, weights, tokens, padding, call)
     missing = [s for s in replacements if s not in placement.places]
     if missing:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from twinlens.bits import each, equal
 from twinlens.capture.align import align
-from twinlens.capture.calling import Call
+from twinlens.capture.calling import Call, device_of
 from twinlens.capture.graph import Graph
 from twinlens.capture.heap import keep_freed
 from twinlens.capture.placement import Placement
@@ -64,7 +64,7 @@ def record(
     evidence = placement.evidence(spec)
     recorded = RecordedCall.of(sites, tokens, mask=mask, placed={s: e for s, e in evidence.items() if s in sites})
     own = {name: anchor.tensor.detach() for name, anchor in placement.anchors.items()}
-    differ, alike = compared_weights(own, weights)
+    differ, alike = compared_weights(own, on_device(weights, device_of(module)))
     said = {"implementation": f"{type(module).__module__}.{type(module).__qualname__}", "unseen": placement.unseen}
     return Recording(calls=[recorded], about=said | (about or {}), weights=differ, weights_equal=frozenset(alike))
 
@@ -76,6 +76,7 @@ def capture(
 ) -> tuple[Graph, Placement]:  # fmt: skip
     """The graph of a call, with the tensors of its sites, and where they are."""
     keep_freed()
+    weights = on_device(weights, device_of(module))
     for attempt in _attempts(module, spec, weights, tokens, mask, call, placement, known):
         graph = Tracer(module, tokens, mask, attempt.keys(keep)).run(module, call)
         if attempt.holds(graph):
@@ -84,6 +85,11 @@ def capture(
             return graph, attempt
     graph = trace(module, tokens, mask=mask, call=call)
     return graph, align(graph, spec, weights)
+
+
+def on_device(weights: Weights, device: torch.device) -> Weights:
+    """A checkpoint's tensors where a module is; themselves where they are there already."""
+    return lambda name: weights(name).to(device)
 
 
 def _attempts(
@@ -126,7 +132,7 @@ def placed(
     call: Call | None = None, rows: int = PROBE_ROWS, known: list[Placement] | None = None,
 ) -> Placement:  # fmt: skip
     """Where the sites of a module are, found on a short probe, or by a `known` one that is the same."""
-    tokens, padding = probe(spec, mask, rows)
+    tokens, padding = probe(spec, mask, device_of(module), rows)
     graph = trace(module, tokens, mask=padding, call=call)
     alike = next((k for k in known or () if repeats(graph, k.graph)), None)
     if alike is not None:
@@ -154,17 +160,19 @@ def _same_value(x: Tensor | None, y: Tensor | None) -> bool:
     return x.dtype == y.dtype and x.device == y.device and same(x, y)
 
 
-def probe(spec: Spec, mask: Tensor | None, rows: int = PROBE_ROWS) -> tuple[Tensor, Tensor | None]:
+def probe(
+    spec: Spec, mask: Tensor | None, device: torch.device, rows: int = PROBE_ROWS
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Seeded random ids; padded where the real call is, so that the same code runs."""
     draw = torch.Generator().manual_seed(0)
     length = min(PROBE_LENGTH, spec.shape.positions or PROBE_LENGTH)
-    tokens = torch.randint(spec.shape.vocabulary, (rows, length), generator=draw)
+    tokens = torch.randint(spec.shape.vocabulary, (rows, length), generator=draw).to(device)
     if mask is None:
         return tokens, None
     padding = torch.ones_like(tokens)
     if not bool(mask.all()):
         padding[-1, :3] = 0
-    return tokens.to(mask.device), padding.to(mask)
+    return tokens, padding.to(mask.dtype)
 
 
 def _same_constants(module: nn.Module, placement: Placement) -> bool:

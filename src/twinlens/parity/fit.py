@@ -129,7 +129,8 @@ class Fit:
         """The oracle's output as a function of the smooth coordinates."""
 
         def f(at: Tensor) -> Tensor:
-            changes = [n.change(from_smooth(n.kind, at[i])) for i, n in enumerate(chosen)]
+            there = at.to(self.goal.device)
+            changes = [n.change(from_smooth(n.kind, there[i])) for i, n in enumerate(chosen)]
             return self.oracle(self.base + changes)
 
         return f
@@ -215,10 +216,15 @@ def slope(kind: Kind, u: float) -> float:
 
 
 def solve(J: Tensor, r: Tensor) -> Tensor:
-    """Least squares step with columns brought to one length; a column of zeros moves nothing."""
+    """Least squares step, on the CPU, with columns brought to one length; a column of zeros moves nothing, and nothing
+    moves where some entry is not finite.
+    """
     length = J.norm(dim=0).clamp_min(1e-300)
     A = J / length
-    return (torch.linalg.lstsq(A.T @ A + 1e-14 * torch.eye(A.shape[1], dtype=A.dtype), A.T @ r).solution) / length
+    square, right = (A.T @ A).cpu(), (A.T @ r).cpu()
+    if not bool(torch.isfinite(square).all() and torch.isfinite(right).all()):
+        return torch.zeros_like(right)
+    return torch.linalg.lstsq(square + 1e-14 * torch.eye(len(square), dtype=A.dtype), right).solution / length.cpu()
 
 
 def _finite(x: Tensor) -> Tensor:

@@ -69,7 +69,8 @@ class Judge:
         """What the reference computes; after `run` also where that is not what it is declared to."""
         self._beyond: list[str] = []
         """Visible sites where it does what neither its declaration says nor any change of it."""
-        self.reference, self.candidate = Side.of(reference, spec), Side.of(candidate, spec)
+        device = weights(spec.weight_names[0]).device
+        self.reference, self.candidate = (Side.of(r, spec, device) for r in (reference, candidate))
         self.mask = self.reference.sites["mask"]
         sides = (set(reference.first.sites), set(candidate.first.sites))
         self.common = [s for s in spec.sites if s in sides[0] & sides[1] and not by_slot(s)]
@@ -138,7 +139,8 @@ class Judge:
         for name, tensor in self.computed.own.items():
             if name in self.declared.weight_names:
                 self.candidate.meet(name, checkpoint(name), tensor)
-        self.candidate.sites = {**self.candidate.sites, **inputs_of(self.second, self.computed.spec.inputs)}
+        given = inputs_of(self.second, self.computed.spec.inputs)
+        self.candidate.sites = {**self.candidate.sites, **{n: x.to(self.mask.device) for n, x in given.items()}}
 
     def _examine_candidate(
         self, same: Mapping[str, bool], result: Result

@@ -26,11 +26,11 @@ class Side:
     known: frozenset[str]
 
     @classmethod
-    def of(cls, recording: Recording, spec: Spec) -> Side:
-        """The first call of a recording."""
+    def of(cls, recording: Recording, spec: Spec, device: torch.device) -> Side:
+        """The first call of a recording, on the device on which it is judged."""
         given = inputs_of(recording, spec.inputs)
-        sites = {n: _as_made(x.detach(), spec.dtype) for n, x in {**recording.first.sites, **given}.items()}
-        own = {name: tensor.detach() for name, tensor in recording.weights.items()}
+        sites = {n: _as_made(x.detach().to(device), spec.dtype) for n, x in {**recording.first.sites, **given}.items()}
+        own = {name: tensor.detach().to(device) for name, tensor in recording.weights.items()}
         return cls(sites, own, recording.weights_equal)
 
     def meet(self, name: str, checkpoint: Tensor, reference: Tensor) -> None:
@@ -63,13 +63,14 @@ def inputs_of(recording: Recording, changes: tuple[tuple[str, str], ...]) -> dic
 def check_tokens(reference: Recording, candidate: Recording) -> None:
     """Raises ComparisonError unless both ran the same tokens under the same mask."""
     a, b = reference.first, candidate.first
-    if a.tokens.shape != b.tokens.shape or not torch.equal(a.tokens, b.tokens):
-        where = "" if a.tokens.shape != b.tokens.shape else f", first at {(a.tokens != b.tokens).nonzero()[0].tolist()}"
+    x, y = a.tokens.cpu(), b.tokens.cpu()
+    if x.shape != y.shape or not torch.equal(x, y):
+        where = "" if x.shape != y.shape else f", first at {(x != y).nonzero()[0].tolist()}"
         raise ComparisonError(
-            f"the recordings ran different tokens (shapes {tuple(a.tokens.shape)} and {tuple(b.tokens.shape)}{where}); "
+            f"the recordings ran different tokens (shapes {tuple(x.shape)} and {tuple(y.shape)}{where}); "
             f"record both with the same --tokens"
         )
-    if not torch.equal(a.mask, b.mask):
+    if not torch.equal(a.mask.cpu(), b.mask.cpu()):
         raise ComparisonError("the recordings ran the same tokens under different attention masks; record both alike")
 
 

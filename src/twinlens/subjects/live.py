@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinlens.capture import invoke, record_calls, takes_cache
+from twinlens.capture import device_of, invoke, record_calls, takes_cache
 from twinlens.capture import record as capture_record
 from twinlens.checkpoint import from_module
 from twinlens.families import declare, is_declared
@@ -73,7 +73,7 @@ class Live:
 
     def _there(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """On the module's device."""
-        at = next((p.device for p in self.module.parameters()), tokens.device)
+        at = device_of(self.module)
         return tokens.to(at), None if mask is None else mask.to(at)
 
     @contextmanager
