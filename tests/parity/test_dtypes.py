@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 import twinlens
-from tests.parity.faults import attentions
-from tests.tiny import FAMILIES, random_tokens
+from tests.parity.faults import attentions, during
+from tests.tiny import ALL, FAMILIES, random_tokens
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 PAIRS = [(F32, BF16), (BF16, F32), (F32, F16)]
@@ -45,3 +47,21 @@ def test_a_fault_besides_is_named_and_mended(family: str, dtypes: tuple[torch.dt
     assert cause.parameter == "attn.scale"
     assert abs(cause.candidate * 1.1 - cause.reference) < 2e-3 * cause.reference
     assert report.fix(copy.deepcopy(candidate), order=order).verdict == "rounding"
+
+
+def test_an_entry_that_is_the_other_neighbour_of_a_tie_is_no_coarser_precision() -> None:
+    reference, candidate = (ALL["llama"](701, dtype=torch.bfloat16) for _ in range(2))
+    soft, apart = F.softmax, [0]
+
+    def on_bfloat16(x: Tensor, dim: int = -1, **_: object) -> Tensor:
+        """torch computes it in float32 inside, whatever it is given."""
+        y = soft(x, dim=dim)
+        apart[0] += int((y != soft(x, dim=dim, dtype=torch.float32).to(x.dtype)).sum())
+        return y.float()
+
+    during(candidate, F, softmax=on_bfloat16)
+    tokens = random_tokens(reference, 1, 120, 701)
+    candidate(tokens)
+    assert 0 < apart[0] < 5, "the planted tie is there"
+    report = twinlens.compare(reference, candidate, tokens=tokens)
+    assert (report.verdict, report.causes) == ("rounding", [])

@@ -10,7 +10,7 @@ import torch
 
 import twinlens
 from tests.parity.faults import ALL3, attentions, interleaved, layers, modeling
-from tests.tiny import FAMILIES, random_tokens
+from tests.tiny import ALL, FAMILIES, random_tokens
 
 
 def neurons(m: Any) -> None:
@@ -83,3 +83,68 @@ def test_a_norm_that_is_folded_into_some_of_its_readers_is_a_fault(readers: tupl
 
     report = compared(folded)
     assert (report.verdict, report.gauges) == ("different", [])
+
+
+def test_pairs_of_a_long_prompt() -> None:
+    reference, candidate = FAMILIES["llama"](), FAMILIES["llama"]()
+    with torch.no_grad():
+        pairs(candidate)
+    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, 120, seed=3))
+    assert (report.verdict, report.causes, len(report.gauges)) == ("rounding", [], len(ALL3))
+
+
+def folded_norms(m: Any) -> None:
+    """All norms in what reads them, as TransformerLens folds them."""
+    for x in layers(m):
+        for norm, readers in (
+            (x.input_layernorm, (x.self_attn.q_proj, x.self_attn.k_proj, x.self_attn.v_proj)),
+            (x.post_attention_layernorm, (x.mlp.gate_proj, x.mlp.up_proj)),
+        ):
+            for reader in readers:
+                reader.weight.mul_(norm.weight)
+            norm.weight.fill_(1.0)
+    m.lm_head.weight.mul_(m.model.norm.weight)
+    m.model.norm.weight.fill_(1.0)
+
+
+@pytest.mark.parametrize("sites", ["all", "sublayers"])
+def test_norms_that_are_folded_are_gauges_whatever_is_seen(sites: str) -> None:
+    reference, candidate = FAMILIES["llama"](), FAMILIES["llama"]()
+    with torch.no_grad():
+        folded_norms(candidate)
+    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, 40, seed=3), sites=sites)
+    assert (report.verdict, report.causes, report.unexplained) == ("rounding", [], [])
+    assert any("lm_head.weight" in words for words in report.gauges)
+
+
+@pytest.mark.parametrize("family", ["phi3", "glm4"])
+def test_neurons_of_a_fused_gate_in_another_order(family: str) -> None:
+    reference, candidate = ALL[family](), ALL[family]()
+    at = torch.randperm(80, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        for x in candidate.model.layers:
+            w = x.mlp.gate_up_proj.weight
+            w.copy_(torch.cat((w[:80][at], w[80:][at])).clone())
+            x.mlp.down_proj.weight.copy_(x.mlp.down_proj.weight[:, at].clone())
+    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, 40, seed=3))
+    assert (report.verdict, report.causes, report.unexplained) == ("rounding", [], [])
+
+
+def centred(m: Any) -> None:
+    head = m.lm_head.weight
+    m.lm_head.weight = torch.nn.Parameter(head - head.mean(0, keepdim=True))
+
+
+def test_a_centred_unembedding_moves_no_probability() -> None:
+    report = compared(centred)
+    assert (report.verdict, report.causes) == ("rounding", [])
+    assert report.gauges[0].startswith("logits.shift: ")
+
+
+def test_a_centred_unembedding_under_a_cap_is_a_fault() -> None:
+    reference, candidate = FAMILIES["gemma2"](), FAMILIES["gemma2"]()
+    with torch.no_grad():
+        centred(candidate)
+    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, 40, seed=3))
+    assert (report.verdict, report.gauges) == ("different", [])
+    assert [(c.parameter, c.site) for c in report.causes] == [("weight", "logits")]
