@@ -2,7 +2,8 @@
 
 Not Gemma, which has the exact GELU there and that by tanh in transformers (1e-4). Gemma 3 at width 64, whose root is
 the same in the bfloat16 that its embeddings are scaled in (at width 48 the logits are 7e-4 apart, at 64 3e-7). No
-windows where it reads none. Not GPT-2 and gpt-oss, whose checkpoints it wants under the names of the hub.
+windows where it reads none. DeepSeek-V3 with one group of experts: it masks groups that are not chosen by 0 and not by
+-inf, so that an expert of theirs is chosen where the corrected scores of the others are negative. Not GPT-2 and gpt-oss, whose checkpoints it wants under the names of the hub.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "cohere2": ("cohere2", {"tie_word_embeddings": True}, {}),
     "deepseek_v3": (
         "deepseek_v3",
-        {},
+        {"n_group": 1, "topk_group": 1},
         {"rope_scaling": ROPE["yarn, mscale"], "scoring_func": "sigmoid", "topk_method": "noaux_tc"},
     ),
     "glm4": ("glm4", {}, {"partial_rotary_factor": 0.5}),
