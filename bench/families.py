@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 import twinlens
 from bench.pages import conditions, page
-from tests.families.seen import run
+from tests.families.seen import calls, run
 from tests.tiny import ALL, CONFIGS, EAGER_ONLY, ROPE, left_padded, random_tokens
 from twinlens.families import FAMILIES
 from twinlens.report.table import Table
@@ -82,13 +82,36 @@ def scaling(rope: str, seed: int) -> tuple[str, ...]:
     return rope, *cells
 
 
+CALLS = (18, 12, 1, 1)
+"""Prefill, a chunk, two steps of decoding: beyond every window in each of them."""
+
+
+def cached(name: str, seed: int) -> tuple[str, ...]:
+    """A row of the table of calls with a cache: sites of all calls that are equal, of those that are seen."""
+    cells = list[str]()
+    for attn in ("eager", "sdpa"):
+        for dtype in DTYPES:
+            if attn == "sdpa" and name in EAGER_ONLY:
+                cells.append("–")
+                continue
+            model = ALL[name](seed, attn=attn, dtype=dtype)
+            found = [
+                e for call in calls(model, *left_padded(model, (sum(CALLS), 23), seed), CALLS) for e in call.values()
+            ]
+            cells.append(f"all {len(found)}" if all(found) else f"**{sum(found)} of {len(found)}**")
+    return name, *cells
+
+
 def tables(seed: int) -> Iterator[Table]:
-    """Both."""
+    """All."""
     heads = ("family", "lines", "eager, float32", "eager, bfloat16", "sdpa, float32", "sdpa, bfloat16", "eager / sdpa")
     rows = [family(name, seed) for name in track(ALL, "families", transient=True)]
     yield Table("Sites equal bit for bit, plain and left-padded", heads, tuple(rows))
     kinds = [scaling(rope, seed) for rope in track(ROPE, "scalings", transient=True)]
     yield Table("Rotary scalings, in a Llama", ("kind", "float32", "bfloat16"), tuple(kinds))
+    several = [cached(name, seed) for name in track(ALL, "calls with a cache", transient=True)]
+    title = f"Calls of {', '.join(map(str, CALLS))} tokens with a key/value cache, left-padded"
+    yield Table(title, heads[:1] + heads[2:-1], tuple(several))
 
 
 def is_whole(shown: Iterable[Table]) -> bool:

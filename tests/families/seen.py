@@ -8,7 +8,7 @@ branch) is left out; whatever comes of it is not.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 from typing import Any
@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+import twinlens
+from twinlens.capture import record_calls
 from twinlens.ops import (
     Add,
     Branch,
@@ -31,7 +33,7 @@ from twinlens.ops import (
     RotaryTable,
     RouterLogits,
 )
-from twinlens.sites import axes, block, split
+from twinlens.sites import axes, block, by_slot, split
 from twinlens.spec import Spec, Step
 
 Seen = dict[str, Tensor]
@@ -221,3 +223,25 @@ def _attention(model: PreTrainedModel, spec: Spec, seen: Seen) -> Iterator[None]
         if function is not None:
             stack.enter_context(mock.patch.object(theirs, "eager_attention_forward", eager(function)))
         yield
+
+
+def calls(model: Any, tokens: Tensor, mask: Tensor | None, lengths: Sequence[int]) -> Iterator[dict[str, bool]]:
+    """For each call with a cache, by each site that is seen, whether the native model's is equal bit for bit."""
+    native = twinlens.load(model)
+    theirs = record_calls(model, native.spec, native.weight, tokens, mask, lengths)
+    stepwise, start = native.stepwise(), 0
+    for call, length in zip(theirs.calls, lengths, strict=True):
+        now = slice(start, start + length)
+        start += length
+        _, ours = stepwise.run_with_cache(tokens[:, now], None if mask is None else mask[:, now])
+        pairs = {s: (_real(s, ours[s], call.mask), _real(s, x, call.mask)) for s, x in call.sites.items()}
+        yield {site: torch.equal(a[..., : b.shape[-1]], b) for site, (a, b) in pairs.items()}  # tables in half width
+
+
+def _real(site: str, x: Tensor, mask: Tensor) -> Tensor:
+    """Of tokens that are no padding; of slots those that all rows of a batch have real."""
+    if site.endswith(("hook_attn_scores", "hook_pattern")):
+        return x.transpose(1, 2)[mask.bool()]
+    if by_slot(site):
+        return x[:, -int(mask.sum(1).min()) :]
+    return x.expand(len(mask), *x.shape[1:])[mask.bool()]

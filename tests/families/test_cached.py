@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import twinlens
+from tests.families.seen import calls
 from tests.families.test_bits import every_dtype, every_kernel
 from tests.parity.faults import during
 from tests.tiny import ALL, left_padded, random_tokens, tiny_llama
-from twinlens.capture import record_calls
 from twinlens.sites import by_slot
 
 LENGTHS = (12, 9, 1, 1)
@@ -19,27 +19,10 @@ LENGTHS = (12, 9, 1, 1)
 
 
 def assert_calls_equal(model: Any, tokens: Tensor, mask: Tensor | None, lengths: tuple[int, ...]) -> None:
-    native = twinlens.load(model)
-    theirs = record_calls(model, native.spec, native.weight, tokens, mask, lengths)
-    run, start = native.stepwise(), 0
-    for call, length in zip(theirs.calls, lengths, strict=True):
-        now = slice(start, start + length)
-        start += length
-        _, ours = run.run_with_cache(tokens[:, now], None if mask is None else mask[:, now])
-        for site, theirs_here in call.sites.items():
-            a, b = rows(site, ours[site], call.mask), rows(site, theirs_here, call.mask)
-            assert torch.equal(a[..., : b.shape[-1]], b), f"{site} of the call that ends at {start}"
-        assert {"logits", "blocks.0.hook_resid_post", "blocks.1.attn.hook_z"} <= call.sites.keys()
-        assert any(by_slot(site) for site in call.sites)
-
-
-def rows(site: str, x: Tensor, mask: Tensor) -> Tensor:
-    """Of tokens that are no padding; of slots those that all rows of a batch have real."""
-    if site.endswith(("hook_attn_scores", "hook_pattern")):
-        return x.transpose(1, 2)[mask.bool()]
-    if by_slot(site):
-        return x[:, -int(mask.sum(1).min()) :]
-    return x.expand(len(mask), *x.shape[1:])[mask.bool()]
+    for number, sites in enumerate(calls(model, tokens, mask, lengths)):
+        assert not [site for site, equal in sites.items() if not equal], f"call {number} of {lengths}"
+        assert {"logits", "blocks.0.hook_resid_post", "blocks.1.attn.hook_z"} <= sites.keys()
+        assert any(by_slot(site) for site in sites)
 
 
 @every_kernel

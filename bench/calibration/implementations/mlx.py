@@ -3,7 +3,8 @@
 Not Gemma, which has the exact GELU there and that by tanh in transformers (1e-4). Gemma 3 at width 64, whose root is
 the same in the bfloat16 that its embeddings are scaled in (at width 48 the logits are 7e-4 apart, at 64 3e-7). No
 windows where it reads none. DeepSeek-V3 with one group of experts: it masks groups that are not chosen by 0 and not by
--inf, so that an expert of theirs is chosen where the corrected scores of the others are negative. Not GPT-2 and gpt-oss, whose checkpoints it wants under the names of the hub.
+-inf, so that an expert of theirs is chosen where the corrected scores of the others are negative. Not GPT-2 and
+gpt-oss, whose checkpoints it wants under the names of the hub.
 """
 
 from __future__ import annotations
