@@ -54,7 +54,7 @@ def graft(
         CaptureError: a site cannot be seen; of a call: it runs other code, or hides what a site is computed from.
     """
     forward = module.forward
-    tokens, padding = probe(spec, mask, device_of(module))
+    tokens, padding = probe(spec, mask, device=device_of(module))
     placement = _within(module, spec, weights, tokens, padding, call)
     missing = [s for s in replacements if s not in placement.places]
     if missing:

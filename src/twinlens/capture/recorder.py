@@ -132,7 +132,7 @@ def placed(
     call: Call | None = None, rows: int = PROBE_ROWS, known: list[Placement] | None = None,
 ) -> Placement:  # fmt: skip
     """Where the sites of a module are, found on a short probe, or by a `known` one that is the same."""
-    tokens, padding = probe(spec, mask, device_of(module), rows)
+    tokens, padding = probe(spec, mask, rows, device_of(module))
     graph = trace(module, tokens, mask=padding, call=call)
     alike = next((k for k in known or () if repeats(graph, k.graph)), None)
     if alike is not None:
@@ -161,7 +161,7 @@ def _same_value(x: Tensor | None, y: Tensor | None) -> bool:
 
 
 def probe(
-    spec: Spec, mask: Tensor | None, device: torch.device, rows: int = PROBE_ROWS
+    spec: Spec, mask: Tensor | None, rows: int = PROBE_ROWS, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Seeded random ids; padded where the real call is, so that the same code runs."""
     draw = torch.Generator().manual_seed(0)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from twinlens.errors import CheckpointError, SourceError
-from twinlens.sources.built import Built, Call, dtype_of, first_sentence, numbers, version_of
+from twinlens.sources.built import Built, dtype_of, first_sentence, numbers, version_of
 from twinlens.sources.quiet import without_progress_bars
 
 
@@ -45,16 +45,7 @@ def build(path: str, *, attn: str = "eager", dtype: str = "float32") -> Built:
     # What 5.x writes, 4.x takes for a stranger's key and rotates with base 10000, unscaled.
     if numbers(version) < (5,) and "rope_parameters" in config and "rope_theta" not in config:
         about["unread_config"] = "rope_parameters"
-    return Built(module, call_of(module), about, config, place.absolute())
-
-
-def call_of(module: nn.Module) -> Call:
-    """A call without a key/value cache: 4.43.2 makes one with a window of its own for Gemma-2."""
-
-    def call(tokens: Tensor, mask: Tensor | None) -> Tensor:
-        return module(input_ids=tokens, attention_mask=mask, use_cache=False).logits
-
-    return call
+    return Built(module, None, about, config, place.absolute())
 
 
 def _where(place: Path) -> dict[str, str]:
