@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from twinlens.capture import invoke
 from twinlens.errors import CheckpointError, SourceError, TwinlensError
 from twinlens.sources import hf
 
@@ -35,9 +36,9 @@ def test_it_is_the_model_of_transformers(checkpoint: Path, attn: str, dtype: str
     built = hf.build(str(checkpoint), attn=attn, dtype=dtype)
     theirs = AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation=attn, dtype=hf.dtype_of(dtype)).eval()
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-    assert built.call is not None
-    assert torch.equal(built.call(TOKENS, None), theirs(TOKENS).logits)
-    assert torch.equal(built.call(TOKENS, mask), theirs(TOKENS, attention_mask=mask).logits)
+    assert built.call is None
+    assert torch.equal(invoke(built.module, TOKENS, None, None), theirs(TOKENS).logits)
+    assert torch.equal(invoke(built.module, TOKENS, mask, None), theirs(TOKENS, attention_mask=mask).logits)
     assert built.about["implementation"] == "transformers"
     assert built.config is not None
     assert built.config["model_type"] == "gpt2"
@@ -101,5 +102,4 @@ def test_a_gguf_file_is_a_model(smollm2_path: Path):
     assert built.config is not None
     assert built.config["num_hidden_layers"] == 30
     assert built.checkpoint == smollm2_path
-    assert built.call is not None
-    assert built.call(TOKENS[:1], None).isfinite().all()
+    assert invoke(built.module, TOKENS[:1], None, None).isfinite().all()

@@ -23,7 +23,7 @@ tokens = torch.arange(60).reshape(1, 60)
 theirs, ours = transformer_lens.build(sys.argv[1]), hf.build(sys.argv[1])
 blocks = theirs.module.blocks
 said = {"scale": blocks[0].attn.attn_scale, "types": theirs.module.cfg.attn_types}
-difference = lambda: (theirs.call(tokens, None) - ours.call(tokens, None)).abs().max().item()
+difference = lambda: (theirs.call(tokens, None) - ours.module(tokens, use_cache=False).logits).abs().max().item()
 said["as shipped"] = difference()
 masks = [block.attn.mask for block in blocks]
 for i, block in enumerate(blocks):
