@@ -84,6 +84,16 @@ def test_positions_that_decoding_has_wrong_are_the_cache_s(tmp_path: object) -> 
     assert "Calls, each with what those before it left" in str(report)
 
 
+def test_a_model_of_ours_goes_on_from_its_positions() -> None:
+    reference = tiny_llama()
+    plain = twinlens.load(reference)
+    spec = plain.spec.set_fields(["rotary.hook_cos", "rotary.hook_sin"], "product", "divide")
+    native = twinlens.Model(spec, plain.weight)
+    report = twinlens.compare(reference, native, tokens=random_tokens(reference, 2, 40), calls=[36, 2, 1, 1])
+    assert (report.verdict, report.causes) == ("rounding", [])
+    assert [call.verdict for call in report.calls[1:]] == ["rounding"] * 3, "bits are other ones in each"
+
+
 def test_a_fault_of_all_calls_is_one_cause_and_is_mended() -> None:
     reference, candidate = tiny_llama(), tiny_llama()
     candidate.model.layers[1].self_attn.scaling *= 1.1

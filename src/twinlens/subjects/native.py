@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from twinlens.cached import calls_of
@@ -41,7 +42,8 @@ class Native(Once):
         for ids, key_mask in calls_of(tokens, mask, calls or tokens.shape[1:]):
             rows = None if mask is None else key_mask[:, -ids.shape[1] :]
             logits, cache = model.run_with_cache(ids, rows, names=names)
-            made.append(Call.of({**cache, "logits": logits}, ids, mask=rows, later=bool(made)))
+            slots = torch.arange(key_mask.shape[1] - ids.shape[1], key_mask.shape[1])
+            made.append(Call.of({**cache, "logits": logits}, ids, mask=rows, positions=slots, later=bool(made)))
         own = {name: self.model.weight(name) for name in declared.spec.weight_names}
         differ, alike = compared_weights(own, declared.weights)
         about = {"implementation": "twinlens"}
