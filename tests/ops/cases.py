@@ -19,7 +19,7 @@ from twinlens.fields import kinds
 from twinlens.ops import REGISTRY, Op
 
 SIZES = {"b": 2, "p": 5, "s": 5, "h": 4, "k": 2, "e": 6, "d": 12, "m": 10, "v": 11, "f": 48,
-         "x": 5, "t": 2, "y": 9, "n": 14, "j": 1, "z": 3, "D": 16, "F": 16, "M": 8}  # fmt: skip
+         "x": 5, "t": 2, "y": 9, "n": 14, "j": 1, "z": 3, "D": 16, "F": 16, "M": 8, "u": 3}  # fmt: skip
 INTEGERS = ("tokens", "positions", "mask", "slots")
 
 
@@ -237,9 +237,14 @@ def _latent_key(t: Drawer, draw: Any) -> Case:
     return Case(ops.LatentKey(6), (("b p k y", t.normal("b p k y")), ("b p j z", t.normal("b p j z"))))
 
 
+def _append(t: Drawer, draw: Any) -> Case:
+    return Case(ops.Append(), (("b u k e", t.normal("b u k e")), ("b p k e", t.normal("b p k e"))))
+
+
 MAKE: dict[str, Make] = {
     "Activate": _activate,
     "Add": _add,
+    "Append": _append,
     "Branch": _branch,
     "Embed": _embed,
     "Experts": _experts,
