@@ -93,8 +93,8 @@ def _are_ties(merged: Merged, base: Variant, declared: torch.dtype) -> bool:
     would be: what is computed more finely than it is stored differs where it lies next to the middle of two.
     """
     native, value = merged.native(base).to(merged.value.dtype), merged.value
-    share = float((native != value).float().mean())
-    return share <= _TIES * torch.finfo(declared).eps / torch.finfo(value.dtype).eps
+    finer = torch.finfo(declared).eps / torch.finfo(value.dtype).eps
+    return finer < 1.0 and float((native != value).float().mean()) <= _TIES * finer
 
 
 def matches(merged: Merged, variant: Variant) -> bool:
