@@ -32,5 +32,6 @@ def test_padding_and_positions_are_taken_as_they_are() -> None:
     made = given(tokens, torch.tensor([[False, True, True]]), torch.tensor([[0, 0, 1]]))
     assert {k: v.tolist() for k, v in made.items()} == {
         "tokens": [[3, 5, 7]], "positions": [[0, 0, 1]], "mask": [[0, 1, 1]], "slots": [0, 1, 2],
+        "key_mask": [[0, 1, 1]],
     }  # fmt: skip
     assert {v.dtype for v in made.values()} == {torch.int64}
