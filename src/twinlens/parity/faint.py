@@ -42,7 +42,7 @@ def faint(estimates: Numbers) -> Found | None:
         if float(lengths[i] * at[i].abs() / size) < _ACTS:
             found = _rounded(estimates, found)
         if found is not None and found.score.rms < scorer.base.rms:
-            return found
+            return None if estimates.is_off_by_ulps() else found
     return None
 
 
