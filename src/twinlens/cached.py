@@ -44,6 +44,10 @@ class Past:
         """Take what a call of a cached spec wrote."""
         self.tensors, self.mask = left(spec, sites), key_mask
 
+    def unseen(self, spec: Spec) -> str | None:
+        """The first site by slot of which nothing was left, so that the next call cannot be judged."""
+        return next((step.writes for step in appended(spec) if step.reads[0] not in self.tensors), None)
+
 
 _LATENT = {
     "attn.kv_latent_norm.hook_out": "latent",
@@ -158,10 +162,9 @@ def befores(spec: Spec, calls: Sequence[Ran]) -> Iterator[dict[str, Tensor]]:
         yield {**before, "key_mask": key_mask}
         if number + 1 < len(calls):
             past.add(spec, written(spec, call.sites, before), key_mask)
-            missing = [step.writes for step in appended(spec) if step.reads[0] not in past.tensors]
-            if missing:
+            if (site := past.unseen(spec)) is not None:
                 raise InputError(
-                    f"{missing[0]} is not among the sites of call {number}, so that the next call has no keys and "
+                    f"{site} is not among the sites of call {number}, so that the next call has no keys and "
                     "values to be judged by; record them, or compare one call."
                 )
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinlens.cached import Past, appended, cached, calls_of, inputs_of, written
+from twinlens.cached import Past, cached, calls_of, inputs_of, written
 from twinlens.capture.align import align
 from twinlens.capture.calling import device_of
 from twinlens.capture.placement import Placement
@@ -51,7 +51,11 @@ def record_calls(
         evidence = {s: e for s, e in placement.evidence(steps).items() if s in sites}
         calls.append(Call.of(sites, ids, mask=rows, positions=inputs["slots"], placed=evidence, later=bool(calls)))
         past.add(steps, written(steps, sites, before), key_mask)
-        _check_left(module, past, steps)
+        if (site := past.unseen(steps)) is not None:
+            raise CaptureError(
+                f"{site} cannot be seen in {type(module).__name__}, so that its next call has nothing to be judged by; "
+                "compare one call."
+            )
         placements.append(placement)
     own = {name: anchor.tensor.detach() for p in reversed(placements) for name, anchor in p.anchors.items()}
     differ, alike = compared_weights(own, weights)
@@ -82,12 +86,3 @@ def _stepping(module: nn.Module) -> Step:
         return out
 
     return step
-
-
-def _check_left(module: nn.Module, past: Past, steps: Spec) -> None:
-    missing = [step.writes for step in appended(steps) if step.reads[0] not in past.tensors]
-    if missing:
-        raise CaptureError(
-            f"{missing[0]} cannot be seen in {type(module).__name__}, so that its next call has nothing to be "
-            "judged by; compare one call."
-        )

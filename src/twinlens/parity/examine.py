@@ -10,7 +10,7 @@ from torch import Tensor
 
 from twinlens import sites
 from twinlens.parity import hypotheses, orders, weighing
-from twinlens.parity.changes import SetField, Use, Variant, concerns, slot
+from twinlens.parity.changes import SetField, Use, Variant, slot
 from twinlens.parity.elsewhere import Elsewhere, told
 from twinlens.parity.faint import faint
 from twinlens.parity.merged import Merged
@@ -90,8 +90,7 @@ class Examiner:
         patience = PATIENCE / (1 + self._in_vain[kind] * _LESS)
         if hasty:
             patience = min(HASTE, patience)
-        proposals = [p for p in self.proposals(m) if not any(fixed.intersection(concerns(c)) for c in p.changes)]
-        found = search.run(proposals, thorough=not ratio.is_rounding, patience=patience)
+        found = search.run(self.proposals(m), thorough=not ratio.is_rounding, patience=patience)
         if found is None or not found.variant or not search.explains(found):
             self._in_vain[kind] += search.is_exhausted and not hasty
             return replace(self._unsolved(m, search, found), is_unfinished=search.is_exhausted)

@@ -49,7 +49,7 @@ class _Point:
 class _Seen:
     def __init__(self, spec: Spec, weights: Weights, recording: Recording) -> None:
         call = recording.first
-        self.given = inputs_of(recording, spec.inputs)
+        self.given = inputs_of(recording, spec, call.tokens.device)
         self.spec, self.mask, self.sites = spec, call.mask, call.sites
         self.weights: Weights = lambda name: weights(name).detach()
         self.visible = [s for s in spec.sites if s in call.sites and not by_slot(s)]

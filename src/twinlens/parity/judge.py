@@ -139,8 +139,8 @@ class Judge:
         for name, tensor in self.computed.own.items():
             if name in self.declared.weight_names:
                 self.candidate.meet(name, checkpoint(name), tensor)
-        given = inputs_of(self.second, self.computed.spec.inputs)
-        self.candidate.sites = {**self.candidate.sites, **{n: x.to(self.mask.device) for n, x in given.items()}}
+        given = inputs_of(self.second, self.computed.spec, self.mask.device)
+        self.candidate.sites = {**self.candidate.sites, **given}
 
     def _examine_candidate(
         self, same: Mapping[str, bool], result: Result

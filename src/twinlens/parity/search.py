@@ -79,7 +79,7 @@ class Search:
     def _run(self, proposals: Iterable[Variant], *, thorough: bool) -> Found | None:
         start, like = Found(Variant(), self.base), list[Found]()
         own = Variant(tuple(weighing.seen(self.merged, self.spec, self.own)))
-        tried = [self.scorer.effective(p) for p in proposals]
+        tried = [self.scorer.effective(p) for p in proposals if not self._is_fixed(p.changes)]
         for proposal in dict.fromkeys([*tried, *(p + own for p in tried if own)]):
             found = Found(proposal, self.scorer.judged(proposal))
             if proposal and self.scorer.agrees(found.score):
@@ -123,6 +123,9 @@ class Search:
             return self._deepen(starts, sorted([*singles, *moved], key=_distance), everything)
         return best
 
+    def _is_fixed(self, changes: Iterable[Change]) -> bool:
+        return any(self.fixed.intersection(concerns(c)) for c in changes)
+
     def _is_choice(self, change: Change) -> bool:
         return isinstance(change, SetField) and kind_of(self.spec.at[change.site].op, change.name).name == "choice"
 
@@ -135,7 +138,7 @@ class Search:
     def _compound(self) -> Found | None:
         """What is changed at many places at once, by one mistake."""
         for changes in self._compounds:
-            if any(self.fixed.intersection(concerns(c)) for c in changes):
+            if self._is_fixed(changes):
                 continue
             found = Found(Variant(changes), self.scorer.score(Variant(changes)))
             if found.score.rms < _COMPOUND * self.base.rms and self._settled(judged := self._judged(found)):
@@ -227,7 +230,7 @@ class Search:
         found: list[Found] = []
         for state in frontier:
             for changes in tried:
-                if any(clash(c, state.variant) or self.fixed.intersection(concerns(c)) for c in changes):
+                if self._is_fixed(changes) or any(clash(c, state.variant) for c in changes):
                     continue
                 variant = state.variant + changes
                 trial = Found(variant, self.scorer.score(variant), dict(state.intervals), dict(state.names))

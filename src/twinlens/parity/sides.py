@@ -28,8 +28,8 @@ class Side:
     @classmethod
     def of(cls, recording: Recording, spec: Spec, device: torch.device) -> Side:
         """The first call of a recording, on the device on which it is judged."""
-        given = inputs_of(recording, spec.inputs)
-        sites = {n: _as_made(x.detach().to(device), spec.dtype) for n, x in {**recording.first.sites, **given}.items()}
+        sites = {n: _as_made(x.detach().to(device), spec.dtype) for n, x in recording.first.sites.items()}
+        sites |= inputs_of(recording, spec, device)
         own = {name: tensor.detach().to(device) for name, tensor in recording.weights.items()}
         return cls(sites, own, recording.weights_equal)
 
@@ -53,11 +53,12 @@ def _as_made(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x
 
 
-def inputs_of(recording: Recording, changes: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
-    """The inputs of a recording as a spec changes them."""
+def inputs_of(recording: Recording, spec: Spec, device: torch.device) -> dict[str, Tensor]:
+    """The inputs of a recording as a spec changes them, what earlier calls left among them."""
     call = recording.first
     past = {site: x for site, x in call.before.items() if site != "key_mask"}
-    return {**given(call.tokens, call.mask, call.positions, changes, call.before.get("key_mask")), **past}
+    values = {**given(call.tokens, call.mask, call.positions, spec.inputs, call.before.get("key_mask")), **past}
+    return {site: _as_made(x.to(device), spec.dtype) for site, x in values.items()}
 
 
 def check_tokens(reference: Recording, candidate: Recording) -> None:
