@@ -29,7 +29,7 @@ demo: install
 
 # As many workers as cores, at most four: each holds torch, transformers and its own models.
 test: install
-	@$(BIN)/python -m pytest --no-header -n auto --maxprocesses 4 --dist worksteal $(PYTEST_FLAGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_FLAGS)
 
 lint: install
 	@$(BIN)/ruff format --check .

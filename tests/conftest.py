@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,40 @@ if os.environ.get("TWINLENS_CHECK_SHAPES") != "0":
     import tests.checked  # noqa: F401  the hook finds it by name
 
     install_import_hook("twinlens", "tests.checked.checked")
+
+
+PARTS = 3
+"""Of the cases marked `sliced`; which of them runs, the commit says."""
+
+
+def _part() -> int:
+    """TWINLENS_PART, else the commit's number."""
+    said = os.environ.get("TWINLENS_PART")
+    if said is None:
+        asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=6", "HEAD"]
+        try:
+            said = str(int(subprocess.run(asked, capture_output=True, text=True, check=True).stdout[:6], 16))
+        except (OSError, ValueError, subprocess.CalledProcessError):
+            said = "0"  # no checkout
+    return int(said) % PARTS
+
+
+def pytest_report_header() -> str:
+    if os.environ.get("TWINLENS_ALL"):
+        return "sliced: all parts"
+    return f"sliced: part {_part()} of {PARTS}; TWINLENS_PART={_part()} says it again, TWINLENS_ALL=1 runs all"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the cases marked `sliced` one part, another one for each commit; a case that is asked for by name runs."""
+    by_name = config.option.keyword or any("::" in argument for argument in config.args)
+    if by_name or os.environ.get("TWINLENS_ALL"):
+        return
+    sliced = [item for item in items if item.get_closest_marker("sliced")]
+    out = set(sliced) - set(sliced[_part() :: PARTS])
+    if out:
+        config.hook.pytest_deselected(items=list(out))
+        items[:] = [item for item in items if item not in out]
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from twinlens.cached import befores, cached, check_lengths
 from twinlens.errors import ComparisonError, InputError
 from twinlens.ids import Ids, padding, tensor_of
 from twinlens.inputs import prepare
+from twinlens.paging import paged
 from twinlens.parity.honest import check_recording
 from twinlens.parity.judge import Judge, Progress, silent
 from twinlens.parity.result import Result
@@ -96,6 +97,7 @@ def compare(
     sites: str = "all",
     calls: Sequence[int] | None = None,
     model: str | Path | None = None,
+    layers_at_a_time: bool = False,
     progress: Progress = silent,
     say: Say = say_nothing,
 ) -> Report:
@@ -114,6 +116,8 @@ def compare(
             two steps of decoding; what they leave over is one more. Each is judged by itself. By default one call, or
             those of a recording that is given.
         model: a checkpoint whose config says what both are, where neither side does.
+        layers_at_a_time: weights that are mapped from disk, as those of sources are, are in memory only while they are
+            read, and recorded tensors are held on disk too: for a checkpoint larger than memory.
         progress, say: told how far it is.
 
     Raises:
@@ -121,19 +125,20 @@ def compare(
     """
     if not isinstance(sites, str) or sites not in VISIBLE:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"sites={sites!r} is none of {', '.join(VISIBLE)}.")
-    sides = subject(reference), subject(candidate, call)
-    declared = agreed(*sides) if model is None else declared_at(str(model))
-    if probe is not None:
-        if tokens is not None or any(isinstance(side, Recorded) for side in sides):
-            raise InputError("tokens are known already; leave the probe out.")
-        tokens, mask = probes.named(probe, declared.spec)
-        if calls is None and all(side.goes_on for side in sides):
-            calls = probes.decoding(tokens.shape[1])
-    if calls is None and tokens is None:
-        calls = next((lengths for side in sides if (lengths := lengths_of(side)) is not None), None)
-    ids, mask = inputs_of(sides, declared.spec, tokens, mask)
-    lengths = None if calls is None else check_lengths(calls, ids.shape[1])
-    return run(sides, declared, ids, mask, progress, say, sites=sites, calls=lengths)
+    with paged(layers_at_a_time):
+        sides = subject(reference, mapped=layers_at_a_time), subject(candidate, call, mapped=layers_at_a_time)
+        declared = agreed(*sides) if model is None else declared_at(str(model))
+        if probe is not None:
+            if tokens is not None or any(isinstance(side, Recorded) for side in sides):
+                raise InputError("tokens are known already; leave the probe out.")
+            tokens, mask = probes.named(probe, declared.spec)
+            if calls is None and all(side.goes_on for side in sides):
+                calls = probes.decoding(tokens.shape[1])
+        if calls is None and tokens is None:
+            calls = next((lengths for side in sides if (lengths := lengths_of(side)) is not None), None)
+        ids, mask = inputs_of(sides, declared.spec, tokens, mask)
+        lengths = None if calls is None else check_lengths(calls, ids.shape[1])
+        return run(sides, declared, ids, mask, progress, say, sites=sites, calls=lengths)
 
 
 def run(

@@ -192,6 +192,26 @@ def test_a_row_needs_what_by_row_says(name: str, data: st.DataObject) -> None:
             assert (_error(alone, whole.narrow(axis, p, 1)) <= rounding.narrow(axis, p, 1)).all()
 
 
+IN_PARTS = [name for name in OURS if REGISTRY[name].parts is not Op.parts]
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+@few
+@given(data=st.data(), entries=st.integers(1, 200))
+def test_parts_are_the_whole(name: str, data: st.DataObject, entries: int) -> None:
+    case = data.draw(cases(name)).to(torch.float64)
+    op, magnitude = case.op.exact(), case.magnitude()
+    parts = list(op.parts(entries, *[tensor for _, tensor in case.reads], **case.weights))
+    for what, whole in (("__call__", case(op)), ("magnitude", magnitude)):
+        joined = torch.cat([getattr(one, what)(*reads, **weights) for one, reads, weights in parts], dim=2)
+        assert joined.shape == whole.shape
+        assert (_error(joined, whole) <= C * 2**-53 * magnitude + 1e-300).all()
+    table = case.weights["W"]
+    block = table[: len(table) // max(getattr(op, "heads", 0), 1)] if getattr(op, "heads", 0) else table[:1]
+    largest = max(weights["W"].numel() for _, _, weights in parts)
+    assert largest <= (table.numel() if name == "Embed" else max(entries, block.numel()))
+
+
 _OTHERWISE = ("RouterLogits", "Select", "Unembed")
 """What their dtype says is what they store; a choice is whole numbers."""
 

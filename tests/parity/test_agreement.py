@@ -7,6 +7,7 @@ import pytest
 from tests.parity.judged import BY_NAME, compared, misses
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize(
     "name",
     [

@@ -30,6 +30,7 @@ NAMED = (
 SEEN_FROM_AFAR = ("gemma2: scale", "gpt2: layers exchanged", "llama: row halved", "llama: logits scaled")
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("name", NAMED)
 def test_a_fault_is_named_and_mended(name: str) -> None:
     fault = BY_NAME[name]
@@ -39,6 +40,7 @@ def test_a_fault_is_named_and_mended(name: str) -> None:
         assert report.fix(candidate, order=True).verdict == "identical"
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("name", SEEN_FROM_AFAR)
 def test_a_fault_is_named_from_sublayer_outputs(name: str) -> None:
     fault = BY_NAME[name]

@@ -27,6 +27,7 @@ def pair(family: str, reference: torch.dtype, candidate: torch.dtype) -> tuple[A
     return made
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("dtypes", PAIRS, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_coarser_or_finer_model_is_the_same(family: str, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
@@ -35,6 +36,7 @@ def test_a_coarser_or_finer_model_is_the_same(family: str, dtypes: tuple[torch.d
     assert report.orders == []  # bits that were rounded away tell of none
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("dtypes", PAIRS, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("order", [False, True])

@@ -35,6 +35,7 @@ def test_all_norms_have_one_eps() -> None:
     ]
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("place", ["transformer.ln_f", "transformer.h.1.ln_1"])
 def test_one_norm_is_not_all(place: str) -> None:
     report = compared([place])

@@ -101,6 +101,7 @@ _OTHERWISE = (
 _SOME = [*_OTHERWISE, *[f.title for f in FAULTS if not f.benign and f.title not in _OTHERWISE][::9]]
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("name", _SOME)
 def test_faults_of_the_reference_are_those_of_the_candidate_turned_round(name: str) -> None:
     """The candidate is honest, and differs from the reference; whatever is named mends it."""

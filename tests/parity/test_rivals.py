@@ -32,6 +32,7 @@ def scaled(name: str, by: float = 1.2) -> Callable[[Any], None]:
     return change
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize(
     "name", ["mlp.gate_proj", "input_layernorm", "post_attention_layernorm"]
 )  # no number does the same
@@ -41,6 +42,7 @@ def test_a_weight_that_nobody_saw_is_scaled(name: str) -> None:
     assert f"layers.1.{name}.weight: all entries: times 1.2" in cause.evidence
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize(
     ("name", "parameter", "rival"),
     [
@@ -55,6 +57,7 @@ def test_what_a_number_is_not_told_from_is_said(name: str, parameter: str, rival
     assert f"not told here from {rival}" in cause.evidence or f" or {rival}" in cause.evidence
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("layer", [0, 1])
 def test_tables_that_all_layers_read_are_not_at_fault_in_one(layer: int) -> None:
     report = sublayers(scaled(f"model.layers.{layer}.self_attn.q_proj"))

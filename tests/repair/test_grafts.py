@@ -109,6 +109,7 @@ def check(reference: Any, candidate: Any, tokens: Tensor, mask: Tensor | None = 
         assert twinlens.compare(reference, candidate, tokens=tokens, mask=mask).verdict in ("identical", "rounding")
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize(
     ("family", "plant", "attn", "dtype"),
     [
@@ -128,6 +129,7 @@ def test_a_mended_module_runs_any_batch_and_length(family: str, plant: Plant, at
     check(reference, candidate, random_tokens(reference, 2, 17, seed=6))
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_positions_from_1_are_mended_in_both_tables(family: str, dtype: torch.dtype) -> None:
@@ -141,6 +143,7 @@ def test_positions_from_1_are_mended_in_both_tables(family: str, dtype: torch.dt
     assert torch.equal(theirs, ours)
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize(("count", "shape"), [(1, (2, 1)), (1, (1, 17)), (3, (1, 17)), (3, (1, 1))])
 def test_a_number_of_experts_is_mended_for_calls_of_any_length(count: int, shape: tuple[int, int]) -> None:
     """3 is also the number of layers, which is tried as what might hold it."""
@@ -149,6 +152,7 @@ def test_a_number_of_experts_is_mended_for_calls_of_any_length(count: int, shape
         check(reference, candidate, random_tokens(reference, rows, length, seed=5))
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize(
     ("family", "plant"),
     [("mixtral", chosen(1)), ("qwen3_moe", relu), ("deepseek_v3", relu), ("gpt_oss", norm)],
@@ -166,6 +170,7 @@ def generated(model: Any, **how: Any) -> Tensor:
     return model.generate(**more, **how)
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize(
     ("family", "plant", "config"),
     [

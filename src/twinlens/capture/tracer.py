@@ -17,6 +17,7 @@ from twinlens.capture.graph import ALIAS, LEAF, Graph, Node
 from twinlens.capture.memory import exchanged, form, memory_of, overlap, signature, tensors, written_by
 from twinlens.capture.patched import asked
 from twinlens.errors import CaptureError
+from twinlens.paging import held
 
 _NOTHING = -0.1234567
 """Stands in memory that nobody has written yet: no site's value, so that none is seen before it is there."""
@@ -177,7 +178,8 @@ class Tracer(TorchFunctionMode):
         for i in inputs:
             tokens = tokens or nodes[i].tokens
         index = len(nodes)
-        nodes.append(Node(index, name, inputs, slot, owner, tokens, out if kept else None, key))
+        value = None if not kept else out if self._keep is None else held(out)
+        nodes.append(Node(index, name, inputs, slot, owner, tokens, value, key))
         ref = weakref.ref(out)
         self._where[id(out)] = ref, index
         self._recent.append(ref)

@@ -74,6 +74,10 @@ def compare(
     markdown: Markdown = None,
     html: Annotated[Path | None, typer.Option(help="In a later version.")] = None,
     model: ModelPath = None,
+    layers_at_a_time: Annotated[
+        bool,
+        typer.Option("--layers-at-a-time", help="For weights larger than memory: on disk but for the layer that runs."),
+    ] = False,
 ) -> int:
     """Compare two implementations: the same model or not, where they part, and why.
 
@@ -87,6 +91,7 @@ def compare(
       twinlens compare models/llama torch:my_port.py:make --text "The cat sat" --json report.json
       twinlens compare hf:models/llama tl:models/llama --probe auto
       twinlens compare hf:models/llama native:models/llama --calls 60,1,1
+      twinlens compare hf:models/llama-70b native:models/llama-70b --layers-at-a-time
       twinlens compare hf:G@transformers==4.43.2 \\
           tl:G@transformer-lens==2.3.0,transformers==4.43.2 --fix --order
     """  # noqa: D301  (\b keeps the lines, and the help needs one backslash at their end)
@@ -104,6 +109,7 @@ def compare(
         order=order,
         files=comparing.Files(json, markdown),
         model=model,
+        layers_at_a_time=layers_at_a_time,
     )
 
 

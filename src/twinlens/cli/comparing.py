@@ -65,6 +65,7 @@ def compare(
     order: bool,
     files: Files,
     model: Path | None,
+    layers_at_a_time: bool = False,
 ) -> int:
     """Compare two sources, mend the second one if that is wanted; the exit status."""
     files.check()
@@ -75,7 +76,7 @@ def compare(
     ids, mask = inputs.given(text, tokens, model or inputs.checkpoint_of(sources[0]))
     with Watch() as watch:
         chosen: dict[str, Any] = {"sites": sites, "probe": probe, "progress": watch.progress, "say": watch.say}
-        chosen["calls"] = inputs.lengths(calls)
+        chosen |= {"calls": inputs.lengths(calls), "layers_at_a_time": layers_at_a_time}
         report = comparison.compare(*sources, tokens=ids, mask=mask, model=model, **chosen)
     _print(report)
     files.write(report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -53,6 +53,12 @@ class Op:
         of the result, is that of a step of a few multiplications.
         """
         return self(*reads, **weights).abs()
+
+    def parts(self, entries: int, *reads: Any, **weights: Any) -> Iterator[tuple[Op, tuple[Any, ...], dict[str, Any]]]:
+        """The same in parts, joined along the third axis of what is written, each with at most so many entries of a
+        weight, so that none is ever there whole in a wider dtype. The default is all at once.
+        """
+        yield self, reads, weights
 
     def compared(self, value: Tensor, *reads: Any, **weights: Any) -> Tensor:
         """What tells how far a written value is from another: of a choice, what was chosen, whatever its order."""
@@ -120,6 +126,12 @@ class Op:
 def scaled(x: Tensor, factor: float) -> Tensor:
     """`x` times a number that is not 1; a tensor in its place, of which there may be a derivative, always counts."""
     return x if isinstance(factor, float) and factor == 1.0 else x * factor
+
+
+def in_rows(count: int, W: Tensor, b: Tensor | None) -> Iterator[dict[str, Any]]:
+    """A weight and its bias in blocks of rows."""
+    for at in range(0, len(W), count):
+        yield {"W": W[at : at + count]} | ({} if b is None else {"b": b[at : at + count]})
 
 
 def cast(x: Tensor, to: torch.dtype | None) -> Tensor:

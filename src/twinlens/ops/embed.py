@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,10 @@ class Embed(Op):
             return x
         factor = torch.as_tensor(self.factor, device=x.device)
         return x * (factor.to(x.dtype) if self.constant == "rounded" else self.factor)
+
+    def parts(self, entries: int, tokens: Tensor, W: Tensor) -> Iterator[tuple[Op, tuple[Any, ...], dict[str, Any]]]:
+        ids, places = tokens.unique(return_inverse=True)
+        yield self, (places,), {"W": F.embedding(ids, W)}
 
     def folded(self, weight: Tensor) -> Tensor:
         return weight if self.factor == 1.0 else self.factor * weight

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from twinlens.fields import FACTOR, choice, number, order, precision, size
-from twinlens.ops.base import Op, cast
+from twinlens.ops.base import Op, cast, in_rows
 from twinlens.shapes import Float
 
 
@@ -40,6 +41,13 @@ class Project(Op):
         heads = x.shape[2] if self.from_heads else self.heads
         y = multiply(x.flatten(2), W, b, self.product, heads, self.from_heads)
         return y.unflatten(-1, (self.heads, -1)) if self.heads else y
+
+    def parts(
+        self, entries: int, x: Tensor, W: Tensor, b: Tensor | None = None
+    ) -> Iterator[tuple[Op, tuple[Any, ...], dict[str, Any]]]:
+        width = len(W) // self.heads if self.heads else 1
+        for weights in in_rows(max(entries // W[:width].numel(), 1) * width, W, b):
+            yield self.replace(heads=len(weights["W"]) // width if self.heads else 0), (x,), weights
 
     def magnitude(self, x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
         y = product_size(x.flatten(2), W, b)
@@ -170,6 +178,12 @@ class Unembed(Op):
         if not (isinstance(self.factor, float) and self.factor == 1.0):
             y = y * self.factor if self.factored == "multiply" else y / (1.0 / self.factor)
         return soft_cap(y, self.softcap, self.scaling)
+
+    def parts(
+        self, entries: int, x: Tensor, W: Tensor, b: Tensor | None = None
+    ) -> Iterator[tuple[Op, tuple[Any, ...], dict[str, Any]]]:
+        for weights in in_rows(max(entries // W.shape[1], 1), W, b):
+            yield self, (x,), weights
 
     def undone(self, value: Tensor) -> Tensor:
         if self.softcap is not None:

@@ -11,8 +11,9 @@ from twinlens.parity import hypotheses
 from twinlens.parity.changes import SetField, Variant, twins
 from twinlens.parity.fit import Fit, numbers, slope
 from twinlens.parity.judge import Judge
-from twinlens.parity.merged import Merged, Rows, merge
+from twinlens.parity.merged import Merged, merge
 from twinlens.parity.rounding import Scale, difference, unmasked
+from twinlens.parity.rows import Rows
 from twinlens.parity.score import IMPOSSIBLE
 from twinlens.sites import axes
 

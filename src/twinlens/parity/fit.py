@@ -11,7 +11,7 @@ from torch import Tensor
 
 from twinlens.fields import FACTOR, Kind, from_smooth, kinds, to_smooth
 from twinlens.parity.changes import Change, SetField, Use, Variant, twins
-from twinlens.parity.merged import Oracle
+from twinlens.parity.merged import LARGE, Oracle
 from twinlens.parity.rounding import by_rows, difference
 from twinlens.spec import Step, Weights
 
@@ -65,12 +65,14 @@ class Factor(Number):
 
 
 def factors(steps: Iterable[Step], weights: Weights, seen: Collection[str]) -> list[Factor]:
-    """One for each weight of some steps but those that were seen; biases are none of them."""
+    """One for each weight of some steps but those that were seen; biases are none of them, nor tables so large that
+    scaled copies would fill the memory: embeddings, whose steps have a factor of their own.
+    """
     return [
         Factor((step.writes,), argument, _FACTOR, 1.0, weight.name, weights(weight.name))
         for step in steps
         for argument, weight in step.weights
-        if argument != "b" and weight.name not in seen
+        if argument != "b" and weight.name not in seen and weights(weight.name).numel() <= LARGE
     ]
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from twinlens import sites
 from twinlens.parity.changes import Change, SetField, Use
 from twinlens.parity.hypotheses import show
-from twinlens.parity.merged import Merged, Meter, merge
+from twinlens.parity.merged import Merged, merge
+from twinlens.parity.meter import Meter
 from twinlens.parity.result import Examination
 from twinlens.parity.score import Scorer
 from twinlens.spec import Spec, Weights

@@ -16,7 +16,8 @@ from twinlens.parity import gauges
 from twinlens.parity.changes import SetField, is_precision
 from twinlens.parity.examine import Examiner
 from twinlens.parity.grouping import group_causes, group_orders, plain
-from twinlens.parity.merged import Merged, Meter, coming_in, stored, work
+from twinlens.parity.merged import Merged, coming_in, stored
+from twinlens.parity.meter import Meter, work
 from twinlens.parity.reference import Computed, as_computed
 from twinlens.parity.result import Cause, Examination, Finding, Result, Verdict
 from twinlens.parity.rounding import by_rows, difference, equal, unmasked

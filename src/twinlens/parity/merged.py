@@ -3,50 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from twinlens.cached import nothing
+from twinlens.ops.base import Op
 from twinlens.parity.changes import Variant
-from twinlens.sites import INPUTS, axes, by_slot, is_input
+from twinlens.parity.meter import Meter
+from twinlens.parity.rows import Noise, Rows
+from twinlens.sites import INPUTS, by_slot, is_input
 from twinlens.spec import Spec, Step, Weights, evaluate, exact, units
-
-
-class Exhausted(Exception):
-    """A search has run more steps than it may."""
-
-
-@dataclass
-class Meter:
-    """Work done, in forward-equivalents: multiplications relative to one forward of the model."""
-
-    whole: float
-    attention: float = 1.0
-    """Multiplications of a product of queries with keys, or of a pattern with values, per row."""
-    spent: float = 0.0
-    runs: float = 0.0
-    """Steps run, each with its derivative counted twice."""
-    limit: float = float("inf")
-    """Of `runs`, while a search goes on."""
-
-    def add(self, steps: Sequence[Step], share: float, weights: Weights, times: float = 1.0) -> None:
-        """Count a run of some steps on a share of the rows. Raises Exhausted beyond the limit."""
-        self.runs += times * len(steps)
-        if self.runs > self.limit:
-            raise Exhausted
-        self.spent += times * share * sum(work(s, weights, self.attention) for s in steps) / self.whole
-
-
-def work(step: Step, weights: Weights, attention: float) -> float:
-    """Multiplications of a step per row, roughly."""
-    if not step.weights and "s" in (*axes(step.writes), *axes(step.reads[0].removeprefix("candidate:"))):
-        return attention
-    sizes = [weights(w.name).numel() for _, w in step.weights if not w.name.startswith("candidate:")]
-    return float(max([*sizes, 1])) if type(step.op).__name__ != "Embed" else 1.0
 
 
 @dataclass(frozen=True)
@@ -163,37 +134,6 @@ def _as_stored(site: str, x: Tensor, dtypes: Mapping[str, torch.dtype]) -> Tenso
     return x.to(dtypes.get(site, x.dtype)) if x.is_floating_point() else x
 
 
-class Rows:
-    """Positions on which a step is examined, all of them or a few."""
-
-    def __init__(self, positions: Tensor | None, length: int) -> None:
-        self.positions = None if positions is None or len(positions) == length else positions
-        self.share = 1.0 if self.positions is None else len(self.positions) / max(length, 1)
-
-    def of(self, site: str, tensor: Tensor) -> Tensor:
-        """These rows of a site's tensor."""
-        name = site.removeprefix("candidate:")
-        if self.positions is None or "p" not in axes(name):
-            return tensor
-        return tensor.index_select(axes(name).index("p"), self.positions)
-
-
-class Noise:
-    """Random rounding after every inner step: how one unit of roundoff inside reaches the target."""
-
-    def __init__(self, dtypes: Mapping[str, torch.dtype], seed: int) -> None:
-        self.dtypes = dtypes
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, step: Step, value: Tensor, magnitude: Tensor) -> Tensor:
-        """The value as one more rounding might have left it; a choice is made and not rounded."""
-        if step.op.chooses:
-            return value
-        u = torch.finfo(self.dtypes[step.writes]).eps / 2
-        draw = torch.randn(value.shape, generator=self.generator, dtype=torch.float64).to(value.device)
-        return value + u * magnitude * draw
-
-
 @dataclass
 class Oracle:
     """A merged step in float64 on a few rows."""
@@ -215,13 +155,13 @@ class Oracle:
     def __call__(self, variant: Variant, noise: Noise | None = None) -> Tensor:
         """The target under a variant's changes."""
         step, reads, arguments = self._last(variant, noise)
-        return self.merged.compared(step.op(*reads, **arguments), self.rows)
+        return self.merged.compared(_in_parts(step, reads, arguments), self.rows)
 
     def with_magnitude(self, variant: Variant) -> tuple[Tensor, Tensor]:
         """The target, and what one unit of roundoff in its own step is multiplied by."""
         step, reads, arguments = self._last(variant, None)
-        value = self.merged.compared(step.op(*reads, **arguments), self.rows)
-        return value, step.op.magnitude(*reads, **arguments)
+        value = self.merged.compared(_in_parts(step, reads, arguments), self.rows)
+        return value, _in_parts(step, reads, arguments, _magnitude)
 
     def _last(self, variant: Variant, noise: Noise | None) -> tuple[Step, list[Tensor], dict[str, Tensor]]:
         """The target's own step, with all that it reads."""
@@ -242,20 +182,47 @@ class Oracle:
 
         for step in steps[:-1]:
             reads, arguments = given(step)
-            value = step.op(*reads, **arguments)
+            value = _in_parts(step, reads, arguments)
             if noise is not None:
-                value = noise(step, value, step.op.magnitude(*reads, **arguments))
+                value = noise(step, value, _in_parts(step, reads, arguments, _magnitude))
             values[step.writes] = value
             if step.writes not in whole:
                 narrow.add(step.writes)
         return steps[-1], *given(steps[-1])
 
     def _weight(self, name: str, find: Weights) -> Tensor:
-        if name.startswith("candidate:"):  # another one in each variant
-            return _double(find(name))
-        if name not in self.weights:
-            self.weights[name] = _double(find(name))
-        return self.weights[name]
+        if name in self.weights:
+            return self.weights[name]
+        weight = find(name)
+        wide = weight if weight.numel() > LARGE else _double(weight)
+        if not name.startswith("candidate:"):  # another one in each variant
+            self.weights[name] = wide
+        return wide
+
+
+LARGE = 1 << 26
+"""Entries of a weight beyond which it is widened part by part, each time anew: half a gigabyte in float64."""
+
+
+def _value(op: Op, *reads: Any, **weights: Any) -> Tensor:
+    return op(*reads, **weights)
+
+
+def _magnitude(op: Op, *reads: Any, **weights: Any) -> Tensor:
+    return op.magnitude(*reads, **weights)
+
+
+def _in_parts(
+    step: Step, reads: Sequence[Tensor], arguments: Mapping[str, Tensor], of: Callable[..., Tensor] = _value
+) -> Tensor:
+    """A step, or what is `of` it, in float64; a weight that is still in the dtype in which it is held, part by part."""
+    if all(w.dtype == torch.float64 or not w.is_floating_point() for w in arguments.values()):
+        return of(step.op, *reads, **arguments)
+    found = [
+        of(op, *some, **{name: _double(w) for name, w in weights.items()})
+        for op, some, weights in step.op.parts(LARGE, *reads, **arguments)
+    ]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=2)
 
 
 def _by_row(step: Step) -> tuple[bool, ...]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from twinlens.parity.changes import Change, Leave, SetField, Use, Variant, slot
 from twinlens.parity.closed_form import closed_form
 from twinlens.parity.fit import Fit, Fitted, Number, alike, factors, interval, numbers
-from twinlens.parity.merged import Rows
 from twinlens.parity.rounding import Scale
+from twinlens.parity.rows import Rows
 from twinlens.parity.score import MOSTLY, REDUNDANT, Found, Scorer
 from twinlens.spec import Step
 

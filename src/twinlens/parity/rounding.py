@@ -10,7 +10,8 @@ from torch import Tensor
 from twinlens import bits
 from twinlens.ops.attention import UNREACHED
 from twinlens.parity.changes import Variant
-from twinlens.parity.merged import Merged, Noise, Rows
+from twinlens.parity.merged import Merged
+from twinlens.parity.rows import Noise, Rows
 from twinlens.sites import axes
 
 WIDE = 3.0

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from twinlens.parity.changes import SetField, Variant, is_precision
-from twinlens.parity.merged import Merged, Rows
+from twinlens.parity.merged import Merged
 from twinlens.parity.rounding import Ratio, Scale, by_rows, difference, masked, support
+from twinlens.parity.rows import Rows
 from twinlens.sites import axes
 from twinlens.spec import Spec
 

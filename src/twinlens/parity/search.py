@@ -11,7 +11,8 @@ from torch import Tensor
 from twinlens.fields import kind_of
 from twinlens.parity import hypotheses, orders, solving, weighing
 from twinlens.parity.changes import Change, Leave, SetField, Variant, concerns, slot
-from twinlens.parity.merged import Exhausted, Merged
+from twinlens.parity.merged import Merged
+from twinlens.parity.meter import Exhausted
 from twinlens.parity.numbers import Numbers
 from twinlens.parity.rivals import Rivals
 from twinlens.parity.score import REDUNDANT, Found, Score, Scorer

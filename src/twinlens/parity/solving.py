@@ -15,6 +15,10 @@ from twinlens.spec import Step, Weight
 
 _MOVED = 1e-4
 """A row whose factor is nearer to 1 is the reference's: rounding moves it by less."""
+_SAME = 1e-4
+"""Rows gave the same where the squares of their difference are this part of theirs."""
+_ROWS = 8192
+"""As many rows are held against each other at once; where more have moved, all are another function's."""
 _KNOWN = 1e-5
 """How far a factor that was read off may be from the one that it is."""
 
@@ -93,14 +97,18 @@ def _scaled(merged: Merged, step: Step, rows: Tensor, factor: Tensor) -> Iterato
 
 def _permuted(merged: Merged, step: Step, y: Tensor, n: Tensor) -> Iterator[tuple[Use, ...]]:
     """Rows in another order, each of them found again by what it gave."""
-    size = n.square().sum(0)
-    apart = (y.square().sum(0)[:, None] + size[None] - 2.0 * y.T @ n).clamp_min(0.0)
-    at = apart.argmin(1)
-    here = torch.arange(len(at), device=at.device)
-    sure = bool((apart[here, at] < 1e-4 * size[at]).all())
-    if not sure or bool((at == here).all()) or not torch.equal(at.sort().values, here):
+    size, apart = n.square().sum(0), (y - n).square().sum(0)
+    moved = (apart >= _SAME * size).nonzero()[:, 0]
+    if not 1 < len(moved) <= _ROWS:
         return
-    yield tuple(_use(merged, step, a, w, w.view(merged.weights(w.name))[at]) for a, w in step.weights)
+    y, n, size = y[:, moved], n[:, moved], size[moved]
+    at = (y.square().sum(0)[:, None] + size[None] - 2.0 * y.T @ n).argmin(1)
+    found = (y - n[:, at]).square().sum(0) < _SAME * size[at]
+    if not bool(found.all()) or len(at.unique()) < len(at):
+        return
+    order = torch.arange(len(apart), device=at.device)
+    order[moved] = moved[at]
+    yield tuple(_use(merged, step, a, w, w.view(merged.weights(w.name))[order]) for a, w in step.weights)
 
 
 def _use(merged: Merged, step: Step, argument: str, weight: Weight, view: Tensor) -> Use:
@@ -143,11 +151,14 @@ def _other_ids(merged: Merged, native: Tensor, mask: Tensor) -> Iterator[tuple[F
     if not bool(far.any()):
         return
     weight = dict(step.weights)["W"]
-    every = torch.arange(len(merged.weights(weight.name)), device=ids.device)[None]
-    rows = step.op(every, **step.arguments(merged.weights))[0].double()
-    got = merged.value[far].double()
-    found = torch.cat([torch.cdist(some, rows).argmin(1) for some in got.split(256)])
-    if bool(((rows[found] - got).norm(dim=1) > _KNOWN * got.norm(dim=1)).any()):
+    got, arguments = merged.value[far].double(), step.arguments(merged.weights)
+    apart, found = torch.full((len(got),), torch.inf, dtype=got.dtype, device=ids.device), ids.new_zeros(len(got))
+    for some in torch.arange(len(merged.weights(weight.name)), device=ids.device).split(_ROWS):
+        nearest = torch.cdist(got, step.op(some[None], **arguments)[0].double()).min(1)
+        found = torch.where(nearest.values < apart, some[nearest.indices], found)
+        apart = torch.minimum(apart, nearest.values)
+    rows = step.op(found[None], **arguments)[0].double()
+    if bool(((rows - got).norm(dim=1) > _KNOWN * got.norm(dim=1)).any()):
         return
     b, p = far.nonzero()[0].tolist()
     ours = ids.masked_scatter(far, found)

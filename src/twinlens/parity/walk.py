@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from twinlens.paging import held
 from twinlens.parity.agreement import Agreement
 from twinlens.parity.examine import Examiner
-from twinlens.parity.merged import Merged, Meter, merge
+from twinlens.parity.merged import Merged, merge
+from twinlens.parity.meter import Meter
 from twinlens.parity.result import Examination
 from twinlens.parity.sides import Side
 from twinlens.spec import Spec, Weights
@@ -44,7 +46,7 @@ class Walk:
                 self.examined[m.target] = Examination(m.target, "equal", exact=True, exact_without_orders=True)
                 continue
             self.examined[m.target] = self.examiner(m, hasty=True)
-            self.natives[m.target] = self.examiner.native
+            self.natives[m.target] = held(self.examiner.native)
         for i, m in enumerate(self.steps):
             if self.examined[m.target].is_unfinished:
                 progress(i, len(self.steps))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -10,8 +10,10 @@ from torch import Tensor
 from twinlens import sites
 from twinlens.ops import Add, Branch, Project, Rotate
 from twinlens.parity.changes import APART, ROUNDED, Use
-from twinlens.parity.merged import Merged
+from twinlens.parity.merged import LARGE, Merged
 from twinlens.spec import Spec, Step, Weights
+
+_PART = 1 << 22
 
 
 def seen(merged: Merged, spec: Spec, own: dict[str, Tensor]) -> list[Use]:
@@ -52,7 +54,7 @@ def _holds(other: str) -> str:
 
 def pattern(reference: Tensor, ours: Tensor) -> str:
     """How the entries of one differ from the other's, in words."""
-    a, b = reference.detach().double(), ours.detach().double()
+    a, b = reference.detach(), ours.detach()
     differs = (a != b).reshape(a.shape[0], -1)
     rows = differs.any(1).nonzero().flatten().tolist()
     columns = differs.any(0).nonzero().flatten().tolist() if a.ndim == 2 else []
@@ -71,15 +73,22 @@ def pattern(reference: Tensor, ours: Tensor) -> str:
         some = f"{len(x)} entries in {place}"
     if not bool(y.any()):
         return f"{some}: zero"
-    factor = float((x @ y) / (x @ x))
-    if bool((y - factor * x).norm() <= 1e-6 * y.norm()):
+    size, theirs = _total(torch.dot, x, x), _total(torch.dot, y, y)
+    factor = _total(torch.dot, x, y) / max(size, 1e-300)
+    if _total(lambda x, y: (y - factor * x).square().sum(), x, y) <= 1e-12 * theirs:
         return f"{some}: times {factor:.6g}"
-    if len(rows) > 1 and torch.equal(a[rows].sort(0).values, b[rows].sort(0).values):
-        return f"{place}: permuted"
-    if a.ndim == 2 and torch.equal(a.sort(1).values, b.sort(1).values):
-        return f"{_place('column', columns, a.shape[1])}: permuted"
-    share = float((y - x).norm() / x.norm().clamp_min(1e-300))
+    if a.numel() <= LARGE:  # sorting takes four times the memory
+        if len(rows) > 1 and torch.equal(a[rows].sort(0).values, b[rows].sort(0).values):
+            return f"{place}: permuted"
+        if a.ndim == 2 and torch.equal(a.sort(1).values, b.sort(1).values):
+            return f"{_place('column', columns, a.shape[1])}: permuted"
+    share = (_total(lambda x, y: (y - x).square().sum(), x, y) / max(size, 1e-300)) ** 0.5
     return f"{place}: {int(mask.sum())} of {mask.numel()} entries, {APART}{share:.2g} of their size"
+
+
+def _total(of: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> float:
+    """A sum over all entries in float64, of a part of them at a time."""
+    return sum(float(of(a.double(), b.double())) for a, b in zip(x.split(_PART), y.split(_PART), strict=True))
 
 
 def _place(axis: str, indices: list[int], length: int) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from twinlens.checkpoint import from_module
+from twinlens.checkpoint import from_module, open_checkpoint
 from twinlens.errors import ComparisonError, SourceError
 from twinlens.families import declare
 from twinlens.model import Model
@@ -39,11 +40,11 @@ __all__ = [
 ]
 
 
-def subject(of: object, call: Callable[..., Any] | None = None) -> Subject:
-    """What somebody gives to `compare`, as a subject.
+def subject(of: object, call: Callable[..., Any] | None = None, *, mapped: bool = False) -> Subject:
+    """What somebody gives to `compare`, as a subject; `mapped`: its weights are to stay on disk.
 
     Raises:
-        SourceError: it is nothing that can be recorded.
+        SourceError: it is nothing that can be recorded, or its weights cannot stay on disk.
         CheckpointError: it is a module without numbers.
     """
     if isinstance(of, nn.Module):
@@ -54,7 +55,8 @@ def subject(of: object, call: Callable[..., Any] | None = None) -> Subject:
     if isinstance(of, Recording):
         return Recorded(of, str(of.about.get("implementation", "recording")))
     if isinstance(of, str | Path):
-        return _of_source(parse(str(of)))
+        source = parse(str(of))
+        return _of_source(_as_stored(source) if mapped else source)
     raise SourceError(
         f"a {type(of).__name__} cannot be recorded; give a torch module, a Recording, a native model, "
         "a path, or a source such as hf:PATH."
@@ -74,6 +76,24 @@ def _of_source(source: SourceString) -> Subject:
         declare(read_json(config, "give a folder with config.json"))  # before others say less of an unknown family
     built = build(source)
     return Live(built.module, built.call, str(source), dict(built.about))
+
+
+def _as_stored(source: SourceString) -> SourceString:
+    """A source in the dtype of its checkpoint, of which no copy is made. Raises SourceError where one would be."""
+    if source.requirements or source.kind not in ("hf", "native") or source.path.endswith(".gguf"):
+        if source.kind in ("recording", "torch") and not source.requirements:
+            return source  # read lazily; built by somebody else's code
+        raise SourceError(
+            f"{source} cannot keep its weights on disk; give hf:PATH or native:PATH of a folder with safetensors, in "
+            "this environment, or leave out --layers-at-a-time."
+        )
+    stored = str(open_checkpoint(source.path).dtype).removeprefix("torch.")
+    if (asked := source.options.get("dtype", stored)) != stored:
+        raise SourceError(
+            f"{source} would be a copy in {asked} of weights that are stored in {stored}; leave dtype={asked} out, or "
+            "--layers-at-a-time."
+        )
+    return dataclasses.replace(source, options={**source.options, "dtype": stored})
 
 
 def agreed(reference: Subject, candidate: Subject) -> Declaration:

@@ -11,6 +11,7 @@ from torch import Tensor
 from twinlens.cached import calls_of
 from twinlens.capture import compared_weights
 from twinlens.model import Model
+from twinlens.paging import held
 from twinlens.recording import Call, Recording
 from twinlens.spec import Spec
 from twinlens.subjects.side import Declaration, Once, Say
@@ -43,7 +44,8 @@ class Native(Once):
             rows = None if mask is None else key_mask[:, -ids.shape[1] :]
             logits, cache = model.run_with_cache(ids, rows, names=names)
             slots = torch.arange(key_mask.shape[1] - ids.shape[1], key_mask.shape[1])
-            made.append(Call.of({**cache, "logits": logits}, ids, mask=rows, positions=slots, later=bool(made)))
+            sites = {site: held(tensor) for site, tensor in {**cache, "logits": logits}.items()}
+            made.append(Call.of(sites, ids, mask=rows, positions=slots, later=bool(made)))
         own = {name: self.model.weight(name) for name in declared.spec.weight_names}
         differ, alike = compared_weights(own, declared.weights)
         about = {"implementation": "twinlens"}

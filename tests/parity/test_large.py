@@ -1,0 +1,63 @@
+"""Vocabularies whose tables fill the memory: judged part by part, with the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import twinlens
+from tests.tiny import random_tokens, tiny_gemma2
+from twinlens.parity import merged, weighing
+
+
+def peak() -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
+def cap(model: nn.Module) -> None:
+    model.config.final_logit_softcapping = 25.0  # type: ignore[union-attr]
+
+
+def factor(model: nn.Module) -> None:
+    model.model.embed_tokens.embed_scale *= 1.1  # type: ignore[operator, union-attr]
+    model.model.embed_tokens.scalar_embed_scale *= 1.1  # type: ignore[operator, union-attr]
+
+
+def rows(model: nn.Module) -> None:
+    order = torch.arange(model.lm_head.weight.shape[0])  # type: ignore[union-attr]
+    order[3:40] = order[3:40].flip(0)
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight[order])  # type: ignore[union-attr, index]
+
+
+FAULTS = [(cap, "unembed.softcap"), (factor, "embed.scale"), (rows, "weight")]
+
+
+@pytest.mark.parametrize(("fault", "parameter"), FAULTS)
+def test_a_large_vocabulary_needs_no_square_of_it(fault: Callable[[nn.Module], None], parameter: str) -> None:
+    reference, candidate = (tiny_gemma2(vocab_size=30_000, num_hidden_layers=1) for _ in range(2))
+    fault(candidate)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    before = peak()
+    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference, 1, 16))
+    assert [c.parameter for c in report.causes] == [parameter]
+    assert report.explained == "identical"
+    assert peak() - before < 30_000**2  # bytes; one float64 for each pair of rows would be eight times as much
+
+
+@pytest.mark.parametrize(("fault", "parameter"), FAULTS)
+def test_parts_say_what_the_whole_says(
+    fault: Callable[[nn.Module], None], parameter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, candidate = tiny_gemma2(), tiny_gemma2()
+    fault(candidate)
+    whole = twinlens.compare(reference, candidate)
+    monkeypatch.setattr(merged, "LARGE", 100)
+    monkeypatch.setattr(weighing, "_PART", 7)
+    parts = twinlens.compare(reference, candidate)
+    assert [c.parameter for c in parts.causes] == [parameter]
+    assert str(parts) == str(whole)
