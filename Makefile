@@ -5,6 +5,7 @@
 #   make bench        the figures of docs/, as ratios
 #   make families     docs/families.md: each family against transformers, bit for bit
 #   make calibrate    docs/calibration.md: clean pairs, and how small a fault is seen (an hour; it can be interrupted)
+#   make scale        docs/scale.md: 10 GB of Gemma-2, 30 GB within 8 GB of memory, cost by layers and tokens
 #   make first-case   Gemma-2 in TransformerLens 2.3.0; FULL=1 for the full geometry of 2b (24 GB)
 #   make clean        removes .venv and caches
 # PYTHON=python3.12 picks the interpreter, PIP_FLAGS="…" is handed to pip (another index, say),
@@ -19,7 +20,7 @@ TORCH := 2.13.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint bench families calibrate first-case clean
+.PHONY: help install demo test lint bench families calibrate scale first-case clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -45,6 +46,9 @@ families: install
 
 calibrate: install build/.foreign
 	@$(BIN)/python -m bench.calibration --write docs/calibration.md
+
+scale: install build/.plots
+	@PYTHONPATH=build/plots $(BIN)/python -m bench.scale --write docs/scale.md
 
 first-case: install
 	@$(BIN)/python -m twinlens.first_case $(if $(filter-out 0,$(FULL)),--full)
@@ -84,6 +88,11 @@ build/.foreign: .venv/.packages requirements/foreign.txt
 	@echo "installing the implementations to compare with, into build/foreign"
 	@rm -rf build/foreign
 	@$(PIP) --no-deps --target build/foreign -r requirements/foreign.txt
+	@touch $@
+
+build/.plots: .venv/.packages requirements/plots.txt
+	@rm -rf build/plots
+	@$(PIP) --no-deps --target build/plots -r requirements/plots.txt
 	@touch $@
 
 # setuptools is pinned with the rest: no second, unpinned set of build tools is fetched.

@@ -71,7 +71,7 @@ def gemma2(folder: Path, size: Size, seed: int = 0) -> Path:
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     }
     norms = ("input", "post_attention", "pre_feedforward", "post_feedforward")
-    return _written(folder, config, _shards(size, seed, norms, divisor=16.0, centre=0.0))
+    return written(folder, config, _shards(size, seed, norms, divisor=16.0, centre=0.0))
 
 
 def llama32(folder: Path, size: Size = LLAMA, seed: int = 0) -> Path:
@@ -96,7 +96,7 @@ def llama32(folder: Path, size: Size = LLAMA, seed: int = 0) -> Path:
     }
     divisor = math.sqrt(size.head_width)
     norms = ("input", "post_attention")
-    return _written(folder, config, _shards(size, seed, norms, divisor=divisor, centre=1.0))
+    return written(folder, config, _shards(size, seed, norms, divisor=divisor, centre=1.0))
 
 
 def _config(size: Size) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def _shards(
     yield {"model.norm.weight": normal(d, std=NORMS, mean=centre)}
 
 
-def _written(folder: Path, config: dict[str, Any], shards: Iterator[dict[str, Tensor]]) -> Path:
+def written(folder: Path, config: dict[str, Any], shards: Iterator[dict[str, Tensor]]) -> Path:
     """Shards, their index, and config.json last: a folder that has it is whole."""
     if (folder / "config.json").is_file():
         return folder

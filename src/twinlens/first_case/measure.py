@@ -70,7 +70,7 @@ def apart(spec: Spec, a: Sites, b: Sites, mask: Tensor) -> Apart:
 
 
 def _distance(site: str, a: Sites, b: Sites) -> tuple[float, float]:
-    error = difference(site, a[site], b[site])[0].abs()
+    error = difference(site, a[site], b[site]).abs()
     return float(error.max()), float(error.mean())
 
 
@@ -79,7 +79,7 @@ def growth(spec: Spec, a: Recording, b: Recording) -> list[float]:
     found: list[float] = []
     for layer in range(spec.shape.layers):
         site = block(layer, "hook_resid_post")
-        error = difference(site, a.sites[site], b.sites[site])[0]
+        error = difference(site, a.sites[site], b.sites[site])
         found.append(float(error.norm() / a.sites[site].double().norm()))
     return found
 

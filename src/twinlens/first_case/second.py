@@ -52,7 +52,7 @@ def _at(path: Path, length: int, say: Say) -> Llama:
     assert judge is not None
     a, b = judge.reference.sites, judge.candidate.sites
     waves = [f"rotary.hook_{wave}" for wave in ("cos", "sin")]
-    tables = max(float(difference(w, a[w], b[w])[0].abs().max()) for w in waves)
+    tables = max(float(difference(w, a[w], b[w]).abs().max()) for w in waves)
     declared = report.declared
     assert declared is not None
     spec = declared.spec.set_fields(waves, "scaling", None)

@@ -12,7 +12,7 @@ from twinlens.parity.changes import SetField, Variant, twins
 from twinlens.parity.fit import Fit, numbers, slope
 from twinlens.parity.judge import Judge
 from twinlens.parity.merged import Merged, merge
-from twinlens.parity.rounding import Scale, difference, unmasked
+from twinlens.parity.rounding import Scale, difference, support, unmasked
 from twinlens.parity.rows import Rows
 from twinlens.parity.score import IMPOSSIBLE
 from twinlens.sites import axes
@@ -91,7 +91,7 @@ def _same(m: Merged, native: torch.Tensor, change: SetField) -> bool:
         return False
     if other.shape != native.shape:
         return False
-    error, support = difference(m.target, other, native)
+    error, apart = difference(m.target, other, native), support(m.target, other, native, m.sites["mask"])
     size = unmasked(m.target, native.double()).norm()
     u = torch.finfo(native.dtype).eps / 2
-    return support == 0 and float(error.norm()) <= u * float(size)
+    return apart == 0 and float(error.norm()) <= u * float(size)

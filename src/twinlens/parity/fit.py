@@ -124,7 +124,7 @@ class Fit:
 
     def residual(self, out: Tensor) -> Tensor:
         """Weighted difference, flat."""
-        error, _ = difference(self.site, self.goal, out)
+        error = difference(self.site, self.goal, out)
         return (by_rows(self.site, error, self.mask) * self.weights).flatten()
 
     def function(self, chosen: Sequence[Number]) -> Callable[[Tensor], Tensor]:

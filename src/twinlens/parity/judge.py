@@ -168,12 +168,12 @@ class Judge:
             return self._chosen(site, e)
         size = _size(site, by_rows(site, reference, self.mask))
         if native is None or (e is not None and e.status in ("equal", "innocent")):  # it gives the candidate's bits
-            total = by_rows(site, difference(site, candidate, reference, torch.float32)[0], self.mask)
+            total = by_rows(site, difference(site, candidate, reference, torch.float32), self.mask)
             whole = carried = _rms(total)
             injected = 0.0
         else:
             total, here, came = (
-                by_rows(site, difference(site, x, y)[0], self.mask)
+                by_rows(site, difference(site, x, y), self.mask)
                 for x, y in ((candidate, reference), (candidate, native), (native, reference))
             )
             whole, injected, carried = _rms(total), _rms(here), _rms(came)

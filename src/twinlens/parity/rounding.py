@@ -51,20 +51,18 @@ def unmasked(site: str, tensor: Tensor) -> Tensor:
     return tensor if hidden is None else tensor.masked_fill(hidden, 0.0)
 
 
-def difference(site: str, x: Tensor, y: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, int]:
-    """x - y, in float64, and the number of entries that only one side masks (there the difference is 0)."""
+def difference(site: str, x: Tensor, y: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """x - y, in float64; 0 where one side masks scores: `support` counts what only one does."""
     x, y = same_width(x, y)
     d = x.to(dtype) - y.to(dtype)
     mx, my = masked(site, x), masked(site, y)
-    if mx is None or my is None:
-        return d, 0
-    return d.masked_fill(mx | my, 0.0), support(site, x, y)
+    return d if mx is None or my is None else d.masked_fill(mx | my, 0.0)
 
 
-def support(site: str, x: Tensor, y: Tensor) -> int:
-    """How many entries only one side masks."""
+def support(site: str, x: Tensor, y: Tensor, mask: Tensor) -> int:
+    """How many entries of real tokens only one side masks."""
     mx, my = masked(site, x), masked(site, y)
-    return 0 if mx is None or my is None else int((mx ^ my).sum())
+    return 0 if mx is None or my is None else int(by_rows(site, mx ^ my, mask).sum())
 
 
 def same_width(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +116,7 @@ class Scale:
             dtypes = {k: _coarser(v.dtype, merged.value.dtype) for k, v in plain.items()}
             draws = [oracle(variant, Noise(dtypes, seed)) - self.exact for seed in range(_DRAWS)]
             wide = wide + torch.stack(draws).square().mean(0)
-        own, _ = difference(site, rows.of(site, native), self.exact)
+        own = difference(site, rows.of(site, native), self.exact)
         floor = 0.3 * u * self.exact.abs().masked_fill(self.exact < UNREACHED, 0.0)
         self.wide = by_rows(site, wide.expand_as(self.exact), self.mask)
         self.tight = by_rows(site, torch.maximum(own.abs(), floor).square(), self.mask)

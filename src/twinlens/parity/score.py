@@ -69,7 +69,7 @@ class Scorer:
 
     def _worst_rows(self) -> Tensor:
         """The positions where the step is worst, and a few others."""
-        error, _ = difference(self.merged.target, self.merged.value, self.native)
+        error = difference(self.merged.target, self.merged.value, self.native)
         names = axes(self.merged.target)
         if "p" not in names:
             return torch.arange(self.length)
@@ -94,8 +94,8 @@ class Scorer:
             return _FAR
         if native.shape[:-1] != self.merged.value.shape[:-1]:
             return _FAR
-        error, _ = difference(site, self.rows.of(site, self.merged.value), self.rows.of(site, native))
-        apart = support(site, self.merged.value, native)
+        error = difference(site, self.rows.of(site, self.merged.value), self.rows.of(site, native))
+        apart = support(site, self.merged.value, native, self.merged.sites["mask"])
         rms = float((by_rows(site, error, self.scale.mask) * self.scale.weights()).square().mean().sqrt())
         return Score(apart, rms if rms == rms else float("inf"), (scale or self.scale).ratio(error, apart))
 

@@ -30,6 +30,8 @@ class Side:
         """The first call of a recording, on the device on which it is judged."""
         sites = {n: _as_made(x.detach().to(device), spec.dtype) for n, x in recording.first.sites.items()}
         sites |= inputs_of(recording, spec, device)
+        if not bool(sites["key_mask"].all()):
+            sites = {n: _without_garbage(n, x, sites["mask"], sites["key_mask"]) for n, x in sites.items()}
         own = {name: tensor.detach().to(device) for name, tensor in recording.weights.items()}
         return cls(sites, own, recording.weights_equal)
 
@@ -50,6 +52,23 @@ def _as_made(x: Tensor, dtype: torch.dtype) -> Tensor:
         for made in (dtype, torch.float32):
             if equal((narrow := x.to(made)).double(), x):
                 return narrow
+    return x
+
+
+def _without_garbage(site: str, x: Tensor, mask: Tensor, key_mask: Tensor) -> Tensor:
+    """With numbers wherever padding alone has none: a NaN that no real token can have met would meet it in a replay,
+    as 0 · NaN. Keys of padding that have no score are as those that are not looked at.
+    """
+    names = axes(site)
+    if not x.is_floating_point() or names[0] != "b" or x.shape[0] != mask.shape[0]:
+        return x
+    for axis, real in (("p", mask), ("s", key_mask)):
+        if axis in names and x.shape[names.index(axis)] == real.shape[1]:
+            shape = [n if a in ("b", axis) else 1 for a, n in zip(names, x.shape, strict=True)]
+            garbage = ~real.bool().view(shape) & ~torch.isfinite(x)
+            if bool(garbage.any()):
+                scores = axis == "s" and site.endswith("scores")
+                x = x.masked_fill(garbage, torch.finfo(x.dtype).min if scores else 0.0)
     return x
 
 

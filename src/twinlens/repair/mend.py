@@ -18,7 +18,7 @@ from twinlens.inputs import given
 from twinlens.ops import Op
 from twinlens.parity.changes import SetField, Variant
 from twinlens.parity.merged import replayed, stored
-from twinlens.parity.rounding import difference, unmasked
+from twinlens.parity.rounding import difference, support, unmasked
 from twinlens.repair import held
 from twinlens.repair.handles import Handle
 from twinlens.repair.instructions import Instruction, read
@@ -216,9 +216,9 @@ class Mender:
             return _NOTHING
         with torch.no_grad():
             native = self._native(site, found, others)
-        error, support = difference(site, value, native)
+        apart, error = support(site, value, native, found["mask"]), difference(site, value, native)
         size = unmasked(site, native.double()).norm()
-        return support, float(error.norm() / size.clamp_min(1e-300))
+        return apart, float(error.norm() / size.clamp_min(1e-300))
 
     def _seen(self) -> dict[str, Tensor]:
         if self._found is None:
