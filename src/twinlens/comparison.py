@@ -24,7 +24,18 @@ from twinlens.parity.together import together
 from twinlens.recording import Recording
 from twinlens.sites import split
 from twinlens.spec import Spec
-from twinlens.subjects import Declaration, Live, Recorded, Say, Subject, agreed, declared_at, say_nothing, subject
+from twinlens.subjects import (
+    Declaration,
+    Live,
+    Recorded,
+    Say,
+    Subject,
+    agreed,
+    declared_at,
+    dtype_stored,
+    say_nothing,
+    subject,
+)
 
 
 @dataclasses.dataclass
@@ -127,7 +138,8 @@ def compare(
         raise InputError(f"sites={sites!r} is none of {', '.join(VISIBLE)}.")
     with paged(layers_at_a_time):
         sides = subject(reference, mapped=layers_at_a_time), subject(candidate, call, mapped=layers_at_a_time)
-        declared = agreed(*sides) if model is None else declared_at(str(model))
+        stored = {"dtype": dtype_stored(str(model))} if layers_at_a_time and model is not None else {}
+        declared = agreed(*sides) if model is None else declared_at(str(model), **stored)
         if probe is not None:
             if tokens is not None or any(isinstance(side, Recorded) for side in sides):
                 raise InputError("tokens are known already; leave the probe out.")

@@ -18,7 +18,8 @@ from twinlens.capture.own import OwnWeights
 from twinlens.capture.placement import Anchor, Place, Placement, sizes_of
 from twinlens.capture.search import Match, Search, lowest
 from twinlens.capture.settling import multiplies, settled, unwidened
-from twinlens.capture.uses import MOVES, SUMS, Use, added, root
+from twinlens.capture.unseen import unseen
+from twinlens.capture.uses import SUMS, Use, added, root
 from twinlens.capture.values import near
 from twinlens.errors import CaptureError
 from twinlens.inputs import given
@@ -71,7 +72,7 @@ class Aligner:
         for step in self.spec.steps:
             if step.writes not in self.places and step.writes not in idle:
                 self._walk(step, ahead)
-        return Placement(self.graph, self._ordered(), self._anchors(), self._unseen(), self.later)
+        return Placement(self.graph, self._ordered(), self._anchors(), unseen(self), self.later)
 
     def _idle(self) -> set[str]:
         """Sites inside layers of which no weight is used: what is like them belongs to the layers around."""
@@ -289,32 +290,3 @@ class Aligner:
             and leaf.value.shape == tensor.shape
         ]  # fmt: skip
         return Anchor(name, tensor, same[0] if same else None, made_of)
-
-    def _unseen(self) -> dict[str, str]:
-        return {s.writes: self._reason(s) for s in self.spec.steps if s.writes not in self.places}
-
-    def _reason(self, step: Step) -> str:
-        """A site is hidden where what comes after it was made from what comes before in one kernel."""
-        kernels = {"scaled_dot_product_attention", "layer_norm", "rms_norm", "native_layer_norm"}
-        after = self._next_places(step.writes)
-        before = self.below(step.writes, self.values)
-        for node in after:
-            at = self.graph.nodes[node]
-            while at.function in MOVES and at.inputs:
-                at = self.graph.nodes[at.inputs[0]]
-            if at.function in kernels and self.search.descends(at.index, before):
-                return "hidden"
-        readers = self.spec.readers.get(step.writes, ())
-        cut = len(readers) > 1 and all(s.writes in self.places for s in readers) and bool(self.anchors.of(step))
-        return "hidden" if cut else "missing"
-
-    def _next_places(self, site: str) -> list[int]:
-        found: list[int] = []
-        pending = [s.writes for s in self.spec.readers.get(site, ())]
-        while pending:
-            at = pending.pop()
-            if at in self.places:
-                found.append(self.places[at].node)
-            elif len(found) < 8:
-                pending.extend(s.writes for s in self.spec.readers.get(at, ()))
-        return found

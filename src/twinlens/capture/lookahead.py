@@ -14,6 +14,7 @@ from twinlens import sites as names
 from twinlens.capture.guesses import Guess, Trial, Verdict, agree, same, turned, upstream
 from twinlens.capture.layout import held_shapes, layouts
 from twinlens.capture.search import Match
+from twinlens.capture.unseen import KERNELS
 from twinlens.capture.values import equal, near, parallel
 from twinlens.fields import kinds
 from twinlens.spec import Step, evaluate
@@ -25,13 +26,6 @@ DEEPEST = 3
 """Steps that are looked through after the one in question: scores, pattern and what heads read."""
 MOST = 60
 """Tensors that are tried at most for one site: between two products there are fewer of one shape."""
-KERNELS = {
-    "scaled_dot_product_attention": ("Scores", "Softmax"),
-    "layer_norm": ("Normalize",),
-    "rms_norm": ("Normalize",),
-    "native_layer_norm": ("Normalize",),
-}
-"""Torch functions that compute several steps at once, and the operations whose sites they hide."""
 
 
 class Lookahead:

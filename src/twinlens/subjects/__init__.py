@@ -35,6 +35,7 @@ __all__ = [
     "agreed",
     "check_alike",
     "declared_at",
+    "dtype_stored",
     "say_nothing",
     "subject",
 ]
@@ -87,13 +88,18 @@ def _as_stored(source: SourceString) -> SourceString:
             f"{source} cannot keep its weights on disk; give hf:PATH or native:PATH of a folder with safetensors, in "
             "this environment, or leave out --layers-at-a-time."
         )
-    stored = str(open_checkpoint(source.path).dtype).removeprefix("torch.")
+    stored = dtype_stored(source.path)
     if (asked := source.options.get("dtype", stored)) != stored:
         raise SourceError(
             f"{source} would be a copy in {asked} of weights that are stored in {stored}; leave dtype={asked} out, or "
             "--layers-at-a-time."
         )
     return dataclasses.replace(source, options={**source.options, "dtype": stored})
+
+
+def dtype_stored(path: str) -> str:
+    """The dtype of a checkpoint's weights, by name."""
+    return str(open_checkpoint(path).dtype).removeprefix("torch.")
 
 
 def agreed(reference: Subject, candidate: Subject) -> Declaration:
