@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,3 +119,20 @@ def test_what_cannot_stay_on_disk_is_refused(source: str, words: str, tmp_path: 
     with pytest.raises(SourceError, match=words):
         twinlens.compare(f"hf:{folder}", source.format(folder), layers_at_a_time=True)
     assert Pager.open is None
+
+
+def test_a_pager_within_another_gives_back_the_outer_one() -> None:
+    with Pager() as outer:
+        with Pager():
+            pass
+        assert Pager.open is outer
+    assert Pager.open is None
+
+
+def test_a_disk_that_is_full_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*of: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with paged(True), pytest.raises(OSError, match="No space left"):
+        held(torch.ones(3))

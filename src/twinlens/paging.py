@@ -10,11 +10,13 @@ dropped early, and the system does it when it must.
 from __future__ import annotations
 
 import ctypes
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ _FILES = (".safetensors", ".sites")
 class Pager:
     """Drops pages of mapped files while it is entered, and holds tensors in a file that is not kept."""
 
-    open: Pager | None = None
+    open: ClassVar[Pager | None] = None
     """The one that is entered now."""
 
     def __init__(self, mapped: int = MAPPED) -> None:
@@ -39,23 +41,26 @@ class Pager:
         self._files = 0
 
     def __enter__(self) -> Pager:
-        Pager.open = self
+        self._outer, Pager.open = Pager.open, self
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *raised: object) -> None:
-        Pager.open = None
+        Pager.open = self._outer
         self._stop.set()
         self._thread.join()
         self._folder.cleanup()  # what is still mapped stays readable until it is freed
 
     def hold(self, tensor: Tensor) -> Tensor:
-        """A copy of a tensor in a mapped file, of the same strides where it has no gaps."""
+        """A copy of a tensor in a mapped file, of the same strides where it has no gaps. Raises OSError: disk full."""
         order = sorted(range(tensor.ndim), key=lambda axis: -tensor.stride(axis))
         dense = tensor.permute(order)
         self._files += 1
         path = Path(self._folder.name) / f"{self._files}.sites"
+        if hasattr(os, "posix_fallocate"):  # where a mapped file has no room, the process is killed
+            with path.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, dense.nbytes)
         there = torch.from_file(str(path), shared=True, size=dense.numel(), dtype=dense.dtype).view(dense.shape)
         there.copy_(dense)
         return there.permute([order.index(axis) for axis in range(tensor.ndim)])
