@@ -29,7 +29,7 @@ from bench.pages import conditions, page
 from twinlens.first_case.checkpoints import FULL, LLAMA, Size, gemma2, llama32, written
 from twinlens.report.table import Table
 from twinlens.report.terminal import rendered
-from twinlens.report.words import change
+from twinlens.report.words import change, depth, layers
 from twinlens.sources import hf
 from twinlens.tensors import read_json
 
@@ -78,7 +78,9 @@ def case(fault: str, folder: Path, tokens: int, *, on_disk: bool) -> dict[str, A
     ids = torch.randint(reference.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(1))  # type: ignore[union-attr, arg-type]
     start = time.perf_counter()
     report = twinlens.compare(reference, candidate, tokens=ids, layers_at_a_time=on_disk)
-    causes = "; ".join(f"`{c.parameter}` {change(c)}, layers {c.layers}, {c.status}" for c in report.causes)
+    deep = depth(report)
+    told = [(c, f"`{c.parameter}` {change(c)}, layers: {layers(c.layers, deep)}") for c in report.causes]
+    causes = "; ".join(f"{words}, {cause.status}" for cause, words in told)
     return {
         "seconds": time.perf_counter() - start,
         "peak": _peak(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from tests.parity.faults import during
 from tests.tiny import ALL, EAGER_ONLY
 from twinlens.report.table import Table
 
-_matmul = torch.matmul
+_matmul, _torch_softmax = torch.matmul, F.softmax
 
 
 def _halves(x: Tensor, y: Tensor) -> Tensor:
@@ -59,6 +60,41 @@ def _softmax(x: Tensor, dim: int = -1, dtype: torch.dtype | None = None, **_: An
     return (e / e.sum(dim, keepdim=True)).to(dtype or x.dtype)
 
 
+def _infinite(x: Tensor, dim: int = -1, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    """Scores that are not looked at are -inf, and a row that looks at nothing gives nothing."""
+    unseen = x <= torch.finfo(x.dtype).min / 2
+    return _torch_softmax(x.masked_fill(unseen, -torch.inf), dim, dtype=dtype).nan_to_num(0.0)
+
+
+def _rounded(to: torch.dtype | None) -> Callable[[Any], None]:
+    """Factors of the scores in a precision; None is the model's."""
+
+    def change(model: Any) -> None:
+        for module in model.modules():
+            if isinstance(getattr(module, "scaling", None), float):
+                module.scaling = float(torch.tensor(module.scaling, dtype=to or model.dtype))
+
+    return change
+
+
+def _garbage(model: Any) -> None:
+    """Padding is embedded as large numbers."""
+    forward, masks = model.forward, list[Tensor | None]()
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        masks[:] = [kwargs.get("attention_mask")]
+        return forward(*args, **kwargs)
+
+    def spoiled(module: nn.Module, given: Any, out: Tensor) -> Tensor:
+        if masks[0] is None or masks[0].shape != out.shape[:2]:
+            return out
+        garbage = 50.0 * (torch.arange(out.shape[-1]) % 7 - 3).to(out.dtype)
+        return torch.where(masks[0].bool()[..., None], out, garbage)
+
+    model.forward = functools.wraps(forward)(noted)
+    model.get_input_embeddings().register_forward_hook(spoiled)
+
+
 def _all(model: Any) -> None:
     for change in (WAYS["products in two parts"], WAYS["norms by division"], WAYS["softmax by exp and sum"]):
         change(model)
@@ -72,7 +108,13 @@ WAYS: dict[str, Callable[[Any], None]] = {
     "norms by division": lambda model: during(model, torch, rsqrt=lambda x: 1.0 / x.sqrt()),
     "softmax by exp and sum": lambda model: during(model, F, softmax=_softmax),
     "all of these": _all,
+    "-inf for the least number": lambda model: during(model, F, softmax=_infinite),
+    "factors in float32": _rounded(torch.float32),
+    "factors in the model's dtype": _rounded(None),
+    "garbage in padding": _garbage,
 }
+PADDED = ("-inf for the least number", "garbage in padding")
+"""What shows with padding only."""
 
 
 TURNS = ("plain", "padded", "one row", "long")
@@ -107,7 +149,8 @@ def pairs(seeds: range) -> Iterator[Pair]:
                 for number, way in enumerate(WAYS):
                     if way == "sdpa" and family in EAGER_ONLY:
                         continue
-                    shape = TURNS[(seed + number + len(dtype)) % len(TURNS)]  # each way sees each in turn
+                    turn = TURNS[(seed + number + len(dtype)) % len(TURNS)]  # each way sees each in turn
+                    shape = "padded" if way in PADDED else turn
                     yield Pair(family, seed, dtype, way, shape)
 
 
