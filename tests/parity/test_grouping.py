@@ -56,6 +56,11 @@ def test_what_was_measured_in_each_layer_does_not_split_a_cause() -> None:
     assert (cause.parameter, cause.site, cause.layers) == ("bias", "blocks.0.mlp.hook_pre", [0, 1, 2])
 
 
+def test_rows_of_another_dtype_are_permuted_as_well() -> None:
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert pattern(x, x[[1, 0, 2, 3, 4, 5]].float()) == "rows 0, 1 of 6: permuted"
+
+
 def test_parts_of_a_vector_in_each_others_place_are_permuted() -> None:
     x = torch.arange(12.0)
     assert pattern(x, torch.cat([x[4:8], x[:4], x[8:]])).endswith("of 12: permuted")
