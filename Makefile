@@ -5,6 +5,7 @@
 #   make bench        the figures of docs/, as ratios
 #   make families     docs/families.md: each family against transformers, bit for bit
 #   make calibrate    docs/calibration.md: clean pairs, and how small a fault is seen (an hour; it can be interrupted)
+#   make museum       docs/museum.md: divergences that happened, planted and named (hours; it can be interrupted)
 #   make scale        docs/scale.md: 10 GB of Gemma-2, 30 GB within 8 GB of memory, cost by layers and tokens
 #   make first-case   Gemma-2 in TransformerLens 2.3.0; FULL=1 for the full geometry of 2b (24 GB)
 #   make clean        removes .venv and caches
@@ -20,7 +21,7 @@ TORCH := 2.13.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint bench families calibrate scale first-case clean
+.PHONY: help install demo test lint bench families calibrate museum scale first-case clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -46,6 +47,9 @@ families: install
 
 calibrate: install build/.foreign
 	@$(BIN)/python -m bench.calibration --write docs/calibration.md
+
+museum: install
+	@$(BIN)/python -m bench.museum --write docs/museum.md
 
 scale: install build/.plots
 	@PYTHONPATH=build/plots $(BIN)/python -m bench.scale --write docs/scale.md

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 import twinlens
 from bench.pages import conditions, page
 from tests.families.seen import calls, run
-from tests.tiny import ALL, CONFIGS, EAGER_ONLY, ROPE, left_padded, random_tokens
 from twinlens.families import FAMILIES
+from twinlens.museum.tiny import ALL, CONFIGS, EAGER_ONLY, ROPE, left_padded, random_tokens
 from twinlens.report.table import Table
 from twinlens.report.terminal import rendered
 

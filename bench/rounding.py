@@ -25,8 +25,8 @@ from transformers.pytorch_utils import Conv1D
 import twinlens
 from bench import pages
 from bench.ports import ROOTS, SERIAL, SOFTMAXES, Port, Ways
-from tests.parity.faults import attention, modeling, norms
-from tests.tiny import FAMILIES, random_tokens
+from twinlens.museum.hands import attention, modeling, norms
+from twinlens.museum.tiny import FAMILIES, random_tokens
 from twinlens.parity.judge import Judge
 from twinlens.parity.merged import merge
 from twinlens.parity.rounding import TIGHT, WIDE, Ratio, equal
@@ -253,7 +253,8 @@ def main() -> None:
             at = f"worst {worst.site} {worst.ratio.wide:.2f} {worst.ratio.tight:.2f}" if worst else "no bit differs"
             print(f"{pair.name}: {report.verdict}, {at}", said or "", flush=True)
     setting = (
-        f"Pairs: gpt2, llama and gemma2 with random weights (`tests/tiny.py`), float32 and bfloat16, {LENGTH} tokens, "
+        "Pairs: gpt2, llama and gemma2 with random weights (`src/twinlens/museum/tiny.py`), float32 and bfloat16, "
+        f"{LENGTH} tokens, "
         f"seeds 0 to {count - 1}, torch {torch.__version__}, one thread."
     )
     text = page(kept[0], kept[1], wrong[1], (totals[0], totals[1]), setting)

@@ -11,3 +11,5 @@ from torch import Tensor
 # method that is decorated outside its class, as the import hook does.
 MEANING = {float: float | int | Shaped[Tensor, ""], Self: object}
 checked = beartype(conf=BeartypeConf(hint_overrides=FrozenDict(MEANING)))
+ROOMS = ("model", "ops", "plan", "recording")
+"""Where tensors have shapes in their annotations: to check what else is called costs the suite three times its time."""

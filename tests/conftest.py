@@ -16,9 +16,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it warns in forked processes
 if os.environ.get("TWINLENS_CHECK_SHAPES") != "0":
     from jaxtyping import install_import_hook
 
-    import tests.checked  # noqa: F401  the hook finds it by name
+    import tests.checked
 
-    install_import_hook("twinlens", "tests.checked.checked")
+    install_import_hook([f"twinlens.{room}" for room in tests.checked.ROOMS], "tests.checked.checked")
 
 
 PARTS = 3
@@ -28,7 +28,7 @@ PARTS = 3
 def _part() -> int:
     """TWINLENS_PART, else the commit's number."""
     said = os.environ.get("TWINLENS_PART")
-    if said is None:
+    if not said:
         asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=6", "HEAD"]
         try:
             said = str(int(subprocess.run(asked, capture_output=True, text=True, check=True).stdout[:6], 16))

@@ -19,7 +19,7 @@ import copy, json, sys
 import torch
 from torch import nn
 import twinlens
-from tests.tiny import left_padded, tiny_llama
+from twinlens.museum.tiny import left_padded, tiny_llama
 from twinlens import Recording, TwinlensError, compare, load
 
 model = tiny_llama(num_hidden_layers=1)

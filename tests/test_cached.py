@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import twinlens
-from tests.tiny import ALL, random_tokens, tiny_gemma2, tiny_llama
 from twinlens.cached import appended, befores, cached, calls_of, check_lengths, left, nothing
 from twinlens.errors import InputError
+from twinlens.museum.tiny import ALL, random_tokens, tiny_gemma2, tiny_llama
 from twinlens.ops import Append
 from twinlens.recording import Call
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 import twinlens
-from tests.tiny import FAMILIES, random_tokens, save, tiny_gpt2, tiny_llama
 from twinlens import CheckpointError, declare, from_module, open_checkpoint
+from twinlens.museum.tiny import FAMILIES, random_tokens, save, tiny_gpt2, tiny_llama
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 

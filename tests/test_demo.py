@@ -6,10 +6,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.tiny import random_tokens, tiny_llama
 from twinlens import demo
 from twinlens.cli.watch import Watch
 from twinlens.comparison import compare
+from twinlens.museum.tiny import random_tokens, tiny_llama
 
 
 @pytest.fixture

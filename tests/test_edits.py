@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tiny import FAMILIES
 from twinlens import ComparisonError, Input, Insert, Remove, Rewire, Set, SpecError, declare
 from twinlens.difference import diff
 from twinlens.edits import Edit, apply, parse, parse_edits
 from twinlens.fields import Kind, kinds
+from twinlens.museum.tiny import FAMILIES
 from twinlens.ops import Normalize
 from twinlens.spec import Spec, Step, Weight
 from twinlens.text import format_spec, format_value, parse_spec, parse_value

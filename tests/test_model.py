@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import twinlens
-from tests.tiny import FAMILIES, left_padded, random_tokens, save, tiny_gpt2, tiny_llama
 from twinlens import Hook, InputError, Model, SpecError
 from twinlens.inputs import evaluate, prepare
+from twinlens.museum.tiny import FAMILIES, left_padded, random_tokens, save, tiny_gpt2, tiny_llama
 from twinlens.spec import stored_name
 
 every_family = pytest.mark.parametrize("family", FAMILIES)

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import twinlens
-from tests.tiny import left_padded, save, tiny_llama
 from twinlens.errors import SourceError
+from twinlens.museum.tiny import left_padded, save, tiny_llama
 from twinlens.paging import Pager, held, paged
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import twinlens
-from tests.tiny import ALL, tiny_gemma2, tiny_llama
 from twinlens import InputError, probes
 from twinlens.fields import kinds
+from twinlens.museum.tiny import ALL, tiny_gemma2, tiny_llama
 
 
 @pytest.mark.parametrize("family", ALL)

@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 from jaxtyping import TypeCheckError
 
+import twinlens
 from twinlens.shapes import Float
 
 UNCHECKED = os.environ.get("TWINLENS_CHECK_SHAPES") == "0"
@@ -56,3 +58,15 @@ def test_a_wrong_shape_is_refused() -> None:
     rows(torch.ones(2, 3), torch.ones(3))
     with pytest.raises(TypeCheckError, match="parameter 'w'"):
         rows(torch.ones(2, 3), torch.ones(1))
+
+
+def test_every_room_whose_tensors_have_shapes_is_checked() -> None:
+    from tests.checked import ROOMS
+
+    source = Path(twinlens.__file__).parent
+    annotated = {
+        p.relative_to(source).with_suffix("").parts[0]
+        for p in source.rglob("*.py")
+        if "twinlens.shapes" in p.read_text("utf-8")
+    }
+    assert annotated == set(ROOMS)

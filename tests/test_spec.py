@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import twinlens
-from tests.tiny import FAMILIES, random_tokens
 from twinlens import declare
 from twinlens.inputs import prepare
+from twinlens.museum.tiny import FAMILIES, random_tokens
 from twinlens.sites import INPUTS, axes, generic, is_known
 from twinlens.spec import evaluate, exact, units
 

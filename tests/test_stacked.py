@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import twinlens
-from tests.tiny import random_tokens, save, tiny
 from twinlens.checkpoint import from_module, open_checkpoint
 from twinlens.errors import CheckpointError, TwinlensError
+from twinlens.museum.tiny import random_tokens, save, tiny
 
 SPARSE = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3")
 

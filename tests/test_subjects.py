@@ -8,8 +8,8 @@ import pytest
 from transformers import BloomConfig, BloomForCausalLM
 
 import twinlens
-from tests.tiny import random_tokens, tiny_gpt2, tiny_llama
 from twinlens.errors import UnknownArchitecture
+from twinlens.museum.tiny import random_tokens, tiny_gpt2, tiny_llama
 
 
 def test_a_live_model_of_an_unknown_family_is_told_which_are_known() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tests.tiny import FAMILIES, ROPE, left_padded, random_tokens, save, tiny_gpt2, tiny_llama
+from twinlens.museum.tiny import FAMILIES, ROPE, left_padded, random_tokens, save, tiny_gpt2, tiny_llama
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 

@@ -18,8 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 import twinlens
 from bench.calibration.kept import DTYPES, SHAPES, is_clean, moved, told
-from tests.parity.faults import during
-from tests.tiny import ALL, EAGER_ONLY
+from twinlens.museum.hands import during
+from twinlens.museum.tiny import ALL, EAGER_ONLY
 from twinlens.report.table import Table
 
 _matmul, _torch_softmax = torch.matmul, F.softmax

@@ -14,7 +14,7 @@ import twinlens
 from bench.calibration.implementations import IMPLEMENTATIONS, reachable
 from bench.calibration.implementations.row import Logits, Row
 from bench.calibration.kept import DTYPES, SHAPES, is_clean, moved, told
-from tests.tiny import ALL
+from twinlens.museum.tiny import ALL
 from twinlens.report.table import Table
 
 UNMASKED = ("plain", "one row", "long", "three rows")

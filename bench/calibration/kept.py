@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 import twinlens
-from tests.tiny import left_padded, random_tokens
+from twinlens.museum.tiny import left_padded, random_tokens
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KEPT = Path("build/calibration")

@@ -16,9 +16,9 @@ from torch import Tensor
 import twinlens
 from bench.calibration.clean import Pair
 from bench.calibration.kept import DTYPES, told
-from tests.tiny import ALL, random_tokens
 from twinlens.fields import kind_of, kinds
 from twinlens.inputs import prepare
+from twinlens.museum.tiny import ALL, random_tokens
 from twinlens.report.table import Table
 from twinlens.spec import evaluate, exact
 

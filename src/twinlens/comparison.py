@@ -22,7 +22,6 @@ from twinlens.parity.result import Result
 from twinlens.parity.rounding import equal
 from twinlens.parity.together import together
 from twinlens.recording import Recording
-from twinlens.sites import split
 from twinlens.spec import Spec
 from twinlens.subjects import (
     Declaration,
@@ -36,6 +35,7 @@ from twinlens.subjects import (
     say_nothing,
     subject,
 )
+from twinlens.visibility import VISIBLE, seen
 
 
 @dataclasses.dataclass
@@ -122,7 +122,8 @@ def compare(
         probe: "auto" instead of tokens: two rows past every threshold of the declared model, one of them padded; the
             last tokens by decoding, where both sides can be called with a key/value cache.
         call: how the candidate is called, `(tokens, mask) -> logits`.
-        sites: "all", or only the "sublayers" or the "residual" stream of both sides.
+        sites: "all", or only the "sublayers", the "residual" stream, the "logits", or the "logprobs" of both sides: of
+            the tokens that follow, and of the n best, as a server shows them.
         calls: lengths of calls that together run the tokens with a key/value cache, such as [20, 1, 1]: prefill and
             two steps of decoding; what they leave over is one more. Each is judged by itself. By default one call, or
             those of a recording that is given.
@@ -162,13 +163,13 @@ def run(
     first = reference or sides[0].record(declared, tokens, mask, say, calls)
     second = sides[1].record(declared, tokens, mask, say, calls)
     if calls is None:
-        judged, found = _judged(sides, declared, only(first, sites), only(second, sites), progress)
+        judged, found = _judged(sides, declared, first, second, progress, sites)
     else:
         steps = cached(declared.spec)
         several = dataclasses.replace(declared, spec=steps)
         parts, before = list[tuple[Judge, Result]](), None
         for a, b in zip(*(each_call(steps, r, len(calls)) for r in (first, second)), strict=True):
-            parts.append(_judged(sides, several, only(a, sites), only(b, sites), progress, before))
+            parts.append(_judged(sides, several, a, b, progress, sites, before))
             before = parts[-1][0]
         found = together([result for _, result in parts], calls)
         judged = parts[0][0]
@@ -183,13 +184,14 @@ def run(
 
 def _judged(
     sides: tuple[Subject, Subject], declared: Declaration, first: Recording, second: Recording, progress: Progress,
-    before: Judge | None = None,
+    level: str, before: Judge | None = None,
 ) -> tuple[Judge, Result]:  # fmt: skip
     """One call of both."""
-    judged = Judge(declared.spec, declared.weights, first, second, progress, before)
+    spec, first, second = seen(declared.spec, first, second, level)
+    judged = Judge(spec, declared.weights, first, second, progress, before)
     for side, recording in zip(sides, (first, second), strict=True):
         if isinstance(side, Recorded):  # what was captured here is placed by its values
-            check_recording(declared.spec, declared.weights, recording, side.name)
+            check_recording(spec, declared.weights, recording, side.name)
     found = judged.run()
     if found.verdict == "different" and not first.first.before:
         runs = zip(("reference", "candidate"), sides, (first, second), strict=True)
@@ -220,27 +222,6 @@ def _is_steady(side: Subject, recording: Recording) -> bool:
     call = recording.first
     logits = side.again(call.tokens, None if bool(call.mask.all()) else call.mask)
     return logits is None or equal("logits", call.sites["logits"], logits.detach(), call.mask)
-
-
-_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "logits")
-VISIBLE: dict[str, tuple[str, ...] | None] = {
-    "all": None,
-    "sublayers": (*_STREAM, "hook_embed", "hook_attn_out", "hook_mlp_out"),
-    "residual": _STREAM,
-}
-"""The sites of each level of visibility, by their names within a block."""
-
-
-def only(recording: Recording, sites: str) -> Recording:
-    """A recording with the sites of one level of visibility."""
-    kept = VISIBLE[sites]
-    if kept is None:
-        return recording
-    calls = [
-        dataclasses.replace(call, sites={s: call.sites[s] for s in call.sites if split(s)[1] in kept})
-        for call in recording.calls
-    ]
-    return dataclasses.replace(recording, calls=calls)
 
 
 def inputs_of(

@@ -36,7 +36,7 @@ def load(
         ConfigError: the config lacks a key, or has one that is not understood.
 
     Example:
-        >>> from tests.tiny import tiny_gpt2, random_tokens
+        >>> from twinlens.museum.tiny import tiny_gpt2, random_tokens
         >>> theirs = tiny_gpt2(attn="sdpa")
         >>> tokens = random_tokens(theirs)
         >>> torch.equal(load(theirs)(tokens), theirs(tokens).logits)

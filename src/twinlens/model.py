@@ -54,7 +54,7 @@ class Model:
     """A transformer that runs its Spec.
 
     Example:
-        >>> from tests.tiny import tiny_llama, random_tokens
+        >>> from twinlens.museum.tiny import tiny_llama, random_tokens
         >>> import twinlens
         >>> theirs = tiny_llama()
         >>> model = twinlens.load(theirs)

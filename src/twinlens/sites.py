@@ -3,9 +3,10 @@
 The names are TransformerLens's hook names where it has one. Axes: `b` batch, `p` position, `s` key
 position, `u` of earlier calls, `h` query head, `k` key/value head, `e` head width, `d` model width, `m` MLP width,
 `r` rotary width, `f` width of fused queries, keys and values, `g` of a fused gate and its other half, `v` vocabulary,
-`w` width of a head's values, `x` expert, `t` expert of a token, `a` width of the experts that all tokens share. Latent
-attention (DeepSeek-V2) has `l` for the latent of queries, `n` for that of keys and values with what is rotated, `c`
-without it, `j` and `z` for the one head of what is rotated and its width, `y` for a head's keys and values together.
+`w` width of a head's values, `x` expert, `t` expert of a token, or an id whose log-probability is shown, `a` width of
+the experts that all tokens share. Latent attention (DeepSeek-V2) has `l` for the latent of queries, `n` for that of
+keys and values with what is rotated, `c` without it, `j` and `z` for the one head of what is rotated and its width, `y`
+for a head's keys and values together.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ INPUTS = ("tokens", "positions", "mask", "slots", "key_mask")
 all keys: without a cache that of the tokens."""
 _PAST = ("attn.hook_k_past", "attn.hook_v_past", "attn.hook_latent_past", "attn.hook_k_shared_past")
 """What earlier calls left: given to a call with a cache, as tokens are."""
+ASKED = ("logprobs.following", "logprobs.top_ids")
+"""Of which ids log-probabilities are shown: the token that follows [b p], -1 where none does; the n best of a side."""
 
 _BLOCK: dict[str, str] = {
     "hook_resid_pre": "b p d",
@@ -96,6 +99,10 @@ _MODEL: dict[str, str] = {
     "ln_final.hook_normalized": "b p d",
     "ln_final.hook_out": "b p d",
     "logits": "b p v",
+    "logprobs.following": "b p",
+    "logprobs.chosen": "b p t",
+    "logprobs.top_ids": "b p t",
+    "logprobs.top": "b p t",
 }
 _BETWEEN_DOTS = re.compile(r"(?<=\.)\d+(?=\.)")
 _BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
@@ -128,7 +135,7 @@ def is_known(site: str) -> bool:
 
 def is_input(site: str) -> bool:
     """Whether a call is given it."""
-    return site in INPUTS or split(site)[1] in _PAST
+    return site in INPUTS or site in ASKED or split(site)[1] in _PAST
 
 
 def by_slot(site: str) -> bool:

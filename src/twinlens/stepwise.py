@@ -20,7 +20,7 @@ class Stepwise(Model):
     `attention_mask` of a call is that of its own tokens; positions go on from the calls before.
 
     Example:
-        >>> from tests.tiny import tiny_llama, random_tokens
+        >>> from twinlens.museum.tiny import tiny_llama, random_tokens
         >>> import torch, twinlens
         >>> theirs = tiny_llama()
         >>> tokens = random_tokens(theirs)

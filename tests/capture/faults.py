@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.tiny import FAMILIES, Tensors
 from twinlens.families import declare
+from twinlens.museum.tiny import FAMILIES, Tensors
 from twinlens.sites import split
 from twinlens.spec import Spec, Step
 

@@ -1,7 +1,7 @@
 """Rows of the alignment table for implementations that live in environments of their own.
 
 Run in TransformerLens's: `PYTHONPATH=src:. python -m tests.capture.foreign hooked FOLDER...`, where each
-folder is a checkpoint that `tests.tiny.save` wrote. The rows are kept in foreign.json beside this file.
+folder is a checkpoint that `twinlens.museum.tiny.save` wrote. The rows are kept in foreign.json beside this file.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.tiny import Tensors, tiny_gpt2, tiny_llama
 from twinlens.families import declare
+from twinlens.museum.tiny import Tensors, tiny_gpt2, tiny_llama
 from twinlens.spec import Spec
 
 Truth = dict[str, Tensor]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import twinlens
-from tests.tiny import left_padded, random_tokens, tiny_llama
 from twinlens.errors import CaptureError, ComparisonError, InputError
+from twinlens.museum.tiny import left_padded, random_tokens, tiny_llama
 
 
 class Port(nn.Module):

@@ -109,9 +109,9 @@ def test_keys_are_places_in_the_code_whatever_the_shape() -> None:
     ],
 )
 def test_what_cannot_be_captured_is_said_in_one_sentence(module: nn.Module, says: str) -> None:
-    from tests.tiny import Tensors, tiny_llama
     from twinlens.capture import align
     from twinlens.families import declare
+    from twinlens.museum.tiny import Tensors, tiny_llama
 
     model = tiny_llama()
     weights = Tensors.of(model)

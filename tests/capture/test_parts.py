@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny import tiny_gpt2
 from twinlens.capture import placed
+from twinlens.museum.tiny import tiny_gpt2
 from twinlens.subjects import Live
 
 

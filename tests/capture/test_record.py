@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from tests.capture.faults import activation, rows_halved, scaling
-from tests.tiny import FAMILIES, Tensors, left_padded, random_tokens, tiny_llama
 from twinlens.capture import graft, placed, record
 from twinlens.families import declare
+from twinlens.museum.tiny import FAMILIES, Tensors, left_padded, random_tokens, tiny_llama
 from twinlens.spec import evaluate
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import FAMILIES, random_tokens
 from twinlens.capture import Placement, placed, record, trace
 from twinlens.capture.recorder import probe, repeats
+from twinlens.museum.tiny import FAMILIES, random_tokens
 from twinlens.subjects import subject
 
 

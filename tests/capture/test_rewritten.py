@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import twinlens
-from tests.parity.faults import attention, method, modeling, norms
-from tests.tiny import left_padded, random_tokens, tiny_gpt2, tiny_llama
+from twinlens.museum.hands import attention, method, modeling, norms
+from twinlens.museum.tiny import left_padded, random_tokens, tiny_gpt2, tiny_llama
 
 Forward = Callable[[Any, Tensor], Tensor]
 

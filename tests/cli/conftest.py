@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import save, tiny_gemma2, tiny_llama
+from twinlens.museum.tiny import save, tiny_gemma2, tiny_llama
 
 TWINLENS = Path(sys.executable).with_name("twinlens")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 import twinlens
 from tests.cli.conftest import changed
-from tests.tiny import save, tiny_llama
 from twinlens.checkpoint import open_checkpoint
 from twinlens.cli import main
+from twinlens.museum.tiny import save, tiny_llama
 from twinlens.recording import Recording
 
 Refused = Callable[..., str]

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 import twinlens
 from tests.families.seen import run
-from tests.tiny import ALL, EAGER_ONLY, ROPE, left_padded, random_tokens
+from twinlens.museum.tiny import ALL, EAGER_ONLY, ROPE, left_padded, random_tokens
 from twinlens.sites import split
 
 KERNELS = [(f, a) for f in ALL for a in ("eager", "sdpa") if a == "eager" or f not in EAGER_ONLY]

@@ -11,8 +11,8 @@ from torch import Tensor
 import twinlens
 from tests.families.seen import calls
 from tests.families.test_bits import every_kernel
-from tests.parity.faults import during
-from tests.tiny import ALL, EAGER_ONLY, left_padded, random_tokens, tiny_llama
+from twinlens.museum.hands import during
+from twinlens.museum.tiny import ALL, EAGER_ONLY, left_padded, random_tokens, tiny_llama
 from twinlens.sites import by_slot
 
 LENGTHS = (12, 9, 1, 1)

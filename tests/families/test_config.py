@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING
 
-from tests.tiny import ALL, CONFIGS, ROPE
 from twinlens import ConfigError, UnknownArchitecture, declare
 from twinlens.families import FAMILIES as DECLARED
 from twinlens.families.config import IRRELEVANT
+from twinlens.museum.tiny import ALL, CONFIGS, ROPE
 from twinlens.spec import stored_name
 
 every_family = pytest.mark.parametrize("family", ALL)

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 import twinlens
-from tests import tiny
 from tests.families.test_bits import assert_equal_everywhere
-from tests.tiny import left_padded, random_tokens
 from twinlens.families import FAMILIES
+from twinlens.museum import tiny
+from twinlens.museum.tiny import left_padded, random_tokens
 
 PAGE = Path(__file__).parents[2] / "CONTRIBUTING.md"
 
 
 @pytest.fixture
 def stablelm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the page says: one file, one row of tests/tiny.py."""
+    """As the page says: one file, one row of src/twinlens/museum/tiny.py."""
     text = PAGE.read_text(encoding="utf-8").partition("## Add a family")[2].partition("\n## ")[0]
     code, row = (
         re.findall(r"```python\n(.*?)```", text, re.S)[0],

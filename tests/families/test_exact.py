@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import twinlens
-from tests.tiny import ALL, random_tokens
 from twinlens.inputs import prepare
+from twinlens.museum.tiny import ALL, random_tokens
 from twinlens.spec import evaluate, exact
 
 

@@ -7,152 +7,47 @@ runs. Nothing here uses twinlens's own operations: what a fault is, is said by t
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from types import MethodType, ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.gemma2 import modeling_gemma2
-from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.llama import modeling_llama
 
-from tests.tiny import FAMILIES, left_padded, random_tokens
+from twinlens.museum.exhibit import ANY, Model, Want, Wing
+from twinlens.museum.hands import (
+    ROOT12,
+    act,
+    attention,
+    attentions,
+    called,
+    diagonal,
+    frequencies,
+    interleaved,
+    layers,
+    method,
+    mlp,
+    modeling,
+    norms,
+    scaled,
+    tables,
+    unmasked,
+)
+from twinlens.museum.tiny import FAMILIES, ROPE
 
-Model = Any  # transformers' classes say little about their own attributes
-ANY = "whatever"
-"""A value that is not asserted."""
-_MODELING = {"llama": modeling_llama, "gemma2": modeling_gemma2, "gpt2": modeling_gpt2}
-_LOWEST = torch.finfo(torch.float32).min
-
-
-@dataclass(frozen=True)
-class Want:
-    """A cause that must be named: in one row or several, of these sites and of no others.
-
-    `at` are the site's names without their layer, up to the last dot; `layers` those of all rows.
-    """
-
-    parameter: str | tuple[str, ...]
-    reference: Any = ANY
-    candidate: Any = ANY
-    layers: tuple[int, ...] | None = None
-    at: tuple[str, ...] = ()
-    within: float = 0.02  # of the difference between the two values
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A change, what must be said of it, and where it can be seen."""
-
-    name: str
-    family: str
-    plant: Callable[[Model], None]
-    causes: tuple[Want, ...]
-    build: dict[str, Any] = field(default_factory=dict[str, Any])
-    length: int = 40
-    padded: bool = False
-    mended: str = "identical"
-    """What the comparison says after `fix`."""
-    sublayers: bool = True
-    """Whether it must be named where only sublayer outputs are visible."""
-
-    @property
-    def title(self) -> str:
-        return f"{self.family}: {self.name}"
-
-    @property
-    def benign(self) -> bool:
-        return not self.causes
-
-    def reference(self) -> Model:
-        return FAMILIES[self.family](**self.build)
-
-    def candidate(self, reference: Model) -> Model:
-        made = copy.deepcopy(reference)
-        with torch.no_grad():
-            self.plant(made)
-        return made
-
-    def inputs(self, model: Model) -> tuple[Tensor, Tensor | None]:
-        if self.padded:
-            return left_padded(model, (self.length, self.length - 13), seed=3)
-        return random_tokens(model, 2, self.length, seed=3), None
-
-
-FAULTS: list[Fault] = []
-
-
-def fault(
-    name: str, family: str, *causes: Want, **more: Any
-) -> Callable[[Callable[[Model], None]], Callable[[Model], None]]:
-    """Registers a function as a fault; with no causes, as a benign change."""
-
-    def register(plant: Callable[[Model], None]) -> Callable[[Model], None]:
-        FAULTS.append(Fault(name, family, plant, causes, **more))
-        return plant
-
-    return register
-
-
-benign = fault
+FAULTS = Wing("faults of three families")
+fault = benign = FAULTS.exhibit
 
 
 # ---------------------------------------------------------------------------------- tools of a hand
 
 
-def during(model: Model, owner: ModuleType | type, **functions: Any) -> None:
-    """Attributes of a modeling file are others while this model runs, and only then."""
-    forward = model.forward
-
-    @functools.wraps(forward)
-    def patched(*args: Any, **kwargs: Any) -> Any:
-        before = {name: getattr(owner, name) for name in functions}
-        for name, value in functions.items():
-            setattr(owner, name, value)
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            for name, value in before.items():
-                setattr(owner, name, value)
-
-    model.forward = patched
-
-
-def modeling(model: Model, **functions: Any) -> None:
-    during(model, _MODELING[model.config.model_type], **functions)
-
-
-def layers(model: Model) -> list[Any]:
-    return list(model.transformer.h if model.config.model_type == "gpt2" else model.model.layers)
-
-
-def attentions(model: Model) -> list[Any]:
-    return [x.attn if hasattr(x, "attn") else x.self_attn for x in layers(model)]
-
-
-def norms(model: Model) -> list[nn.Module]:
-    return [m for m in model.modules() if "Norm" in type(m).__name__]
-
-
-def method(module: nn.Module, forward: Callable[..., Any]) -> None:
-    module.forward = MethodType(forward, module)
-
-
-def scaled(model: Model, width: float, *only: int) -> None:
-    for i, a in enumerate(attentions(model)):
-        if not only or i in only:
-            a.scaling = width**-0.5
-
-
-def frequencies(model: Model, change: Callable[[Tensor], Tensor]) -> None:
-    rotary = model.model.rotary_emb
-    rotary.inv_freq = change(rotary.inv_freq.clone())
+def rope_of(rope: str, **more: Any) -> tuple[Tensor, Any]:
+    made = FAMILIES["llama"](rope_parameters=ROPE[rope] | more).model.rotary_emb
+    return made.inv_freq, made.attention_scaling
 
 
 def theta(model: Model, base: float) -> Tensor:
@@ -160,58 +55,14 @@ def theta(model: Model, base: float) -> Tensor:
     return 1.0 / (base ** (torch.arange(0, e, 2, dtype=torch.float) / e))
 
 
-def rope_of(rope: str, **more: Any) -> tuple[Tensor, Any]:
-    from tests.tiny import ROPE
-
-    made = FAMILIES["llama"](rope_parameters=ROPE[rope] | more).model.rotary_emb
-    return made.inv_freq, made.attention_scaling
+def shifted(m: Model, offset: int) -> None:
+    called(m, lambda ids, given: {"position_ids": torch.arange(ids.shape[1])[None] + offset})
 
 
-def repeat(x: Tensor, n: int) -> Tensor:
-    return x.repeat_interleave(n, dim=1)
-
-
-Attend = Callable[..., tuple[Tensor, Tensor]]
-
-
-def attention(
-    *,
-    map_kv: Callable[[Tensor, int], Tensor] = repeat,
-    score: Callable[[Tensor, Tensor, float], Tensor] = lambda q, k, s: (q @ k.transpose(2, 3)) * s,
-    cap: Callable[[Tensor, float | None], Tensor] | None = None,
-    hide: Callable[[Tensor, Tensor | None], Tensor] = lambda s, m: s if m is None else s + m,
-    soften: Callable[[Tensor], Tensor] = lambda s: F.softmax(s, -1, dtype=torch.float32).to(s.dtype),
-    read: Callable[[Tensor, Tensor], Tensor] = lambda a, v: a @ v,
-) -> Attend:
-    """An eager attention with one part written in another way."""
-
-    def plain_cap(s: Tensor, c: float | None) -> Tensor:
-        return s if c is None else torch.tanh(s / c) * c
-
-    def forward(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-        scaling: float | None = None, dropout: float = 0.0, softcap: float | None = None, **_: Any,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        groups = getattr(module, "num_key_value_groups", 1)
-        if groups > 1:
-            key, value = map_kv(key, groups), map_kv(value, groups)
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        s = (cap or plain_cap)(score(query, key, scale), softcap)
-        weights = soften(hide(s, attention_mask))
-        return read(weights, value).transpose(1, 2).contiguous(), weights
-
-    return forward
-
-
-def mlp(model: Model, forward: Callable[[Any, Tensor], Tensor], *only: int) -> None:
-    for i, x in enumerate(layers(model)):
-        if not only or i in only:
-            method(x.mlp, forward)
-
-
+FAR = "what else may be told from there is as near"
 ALL3, ALL4 = (0, 1, 2), (0, 1, 2, 3)
 BF16 = {"dtype": torch.bfloat16}
-ROOT12, ROOT24 = math.sqrt(12), math.sqrt(24)
+ROOT24 = math.sqrt(24)
 
 
 # ------------------------------------------------------------------------------- scale, cap, window
@@ -412,7 +263,7 @@ def _(m: Model) -> None:
     "gpt2",
     Want("norm.variance", "biased", "unbiased", ALL3, THREE),
     Want("norm.eps_place", "inside", "outside", ALL3, THREE),
-    sublayers=False,
+    hidden={"sublayers": FAR},
 )
 def _(m: Model) -> None:
     """As in "The Annotated Transformer"."""
@@ -446,7 +297,7 @@ def _(m: Model) -> None:
     "llama",
     Want("norm.dtype", layers=ALL3, at=THREE),
     build=BF16,
-    sublayers=False,
+    hidden={"sublayers": FAR},
 )
 def _(m: Model) -> None:
     for n in norms(m):
@@ -463,7 +314,7 @@ def _(m: Model) -> None:
         method(n, lambda self, x: self.weight * _rms_of(self.variance_epsilon, x))
 
 
-@fault("1 + w in bfloat16", "gemma2", Want("norm.dtype", layers=ALL4, at=FIVE), build=BF16, sublayers=False)
+@fault("1 + w in bfloat16", "gemma2", Want("norm.dtype", layers=ALL4, at=FIVE), build=BF16, hidden={"sublayers": FAR})
 def _(m: Model) -> None:
     for n in norms(m):
         method(n, lambda self, x: (_rms_of(self.eps, x.float()) * (1.0 + self.weight).float()).to(x.dtype))
@@ -491,17 +342,6 @@ def _(m: Model) -> None:
 @fault("embedding factor added", "llama", Want("embed.scale", 1.0, math.sqrt(48), ()))
 def _(m: Model) -> None:
     m.model.embed_tokens.register_forward_hook(lambda mod, x, y: y * math.sqrt(48))
-
-
-def shifted(m: Model, offset: int) -> None:
-    forward = m.forward
-
-    @functools.wraps(forward)
-    def moved(input_ids: Tensor, **kwargs: Any) -> Any:
-        at = torch.arange(input_ids.shape[1])[None] + offset
-        return forward(input_ids, position_ids=at, **kwargs)
-
-    m.forward = moved
 
 
 @fault("positions from one", "gpt2", Want("positions.offset", 0, 1))
@@ -591,19 +431,6 @@ def _(m: Model) -> None:
     m.model.rotary_emb.attention_scaling = 1.2
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Pairs 2i and 2i + 1, as in GPT-J."""
-    half = cos.shape[-1] // 2
-    cos, sin = (t[..., :half].repeat_interleave(2, -1) for t in (cos, sin))
-    other = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
-    return x * cos + other * sin
-
-
-def interleaved(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    return _turned(q, cos, sin), _turned(k, cos, sin)
-
-
 @fault("layout", "llama", Want("rotary.layout", "half", "interleaved", ALL3))
 def _(m: Model) -> None:
     modeling(m, apply_rotary_pos_emb=interleaved)
@@ -643,23 +470,14 @@ def _(m: Model) -> None:
     frequencies(m, lambda f: f.bfloat16().float())
 
 
-def _tables(angles: Callable[[Tensor, Tensor], Tensor], table: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-    def forward(self: Any, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        a = angles(position_ids[..., None], self.inv_freq)
-        a = torch.cat((a, a), -1)
-        return table(a.cos()).to(x.dtype), table(a.sin()).to(x.dtype)
-
-    return forward
-
-
 @fault("angles in bfloat16", "llama", Want("rotary.dtype", layers=()))
 def _(m: Model) -> None:
-    method(m.model.rotary_emb, _tables(lambda p, f: (p * f).bfloat16().float(), lambda t: t))
+    method(m.model.rotary_emb, tables(lambda p, f: (p * f).bfloat16().float()))
 
 
 @fault("cos and sin in bfloat16", "llama", Want("rotary.dtype", layers=()))
 def _(m: Model) -> None:
-    method(m.model.rotary_emb, _tables(lambda p, f: p * f, lambda t: t.bfloat16()))
+    method(m.model.rotary_emb, tables(table=lambda t: t.bfloat16().float()))
 
 
 # ------------------------------------------------------------------------------------------ attention
@@ -704,16 +522,6 @@ def _(m: Model) -> None:
     modeling(m, eager_attention_forward=attention(hide=lambda s, mask: s))
 
 
-def diagonal(m: Model, first: int) -> None:
-    """A mask that hides the keys from this diagonal on; 1 is causal."""
-
-    def mask(inputs_embeds: Tensor, **_: Any) -> Tensor:
-        length = inputs_embeds.shape[1]
-        return torch.full((length, length), _LOWEST).triu(first)[None, None]
-
-    modeling(m, create_causal_mask=mask)
-
-
 @fault("next token seen", "llama", Want("attn.mask", "causal", "ahead", ALL3))
 def _(m: Model) -> None:
     diagonal(m, 2)
@@ -733,16 +541,6 @@ def _(m: Model) -> None:
 def _(m: Model) -> None:
     """The first query then sees nothing."""
     diagonal(m, 0)
-
-
-def unmasked(m: Model) -> None:
-    forward = m.forward
-
-    @functools.wraps(forward)
-    def bare(input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
-        return forward(input_ids, **kwargs)
-
-    m.forward = bare
 
 
 @fault("padding ignored", "llama", Want("attn.mask", "masked", "ignored", ALL3), padded=True)
@@ -774,16 +572,6 @@ def _(m: Model) -> None:
 
 
 # ---------------------------------------------------------------------------------------- activation
-
-
-def act(m: Model, f: Callable[[Tensor], Tensor], *only: int) -> None:
-    class Act(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return f(x)
-
-    for i, x in enumerate(layers(m)):
-        if not only or i in only:
-            setattr(x.mlp, "act" if hasattr(x.mlp, "act") else "act_fn", Act())
 
 
 @fault("gelu for silu", "llama", Want("mlp.act", "silu", "gelu", ALL3))
@@ -899,7 +687,7 @@ def _(m: Model) -> None:
             w.copy_(w.view(-1, 2, 6, 48).transpose(1, 2).reshape(w.shape))
 
 
-@fault("weights in int8", "llama", Want("weight", layers=ALL3), sublayers=False)
+@fault("weights in int8", "llama", Want("weight", layers=ALL3), hidden={"sublayers": FAR})
 def _(m: Model) -> None:
     for x in m.model.layers.modules():
         if isinstance(x, nn.Linear):
@@ -907,14 +695,14 @@ def _(m: Model) -> None:
             x.weight.copy_((x.weight / s).round() * s)
 
 
-@fault("low rank added", "llama", Want("weight", layers=(1,)), sublayers=False)
+@fault("low rank added", "llama", Want("weight", layers=(1,)), hidden={"sublayers": FAR})
 def _(m: Model) -> None:
     g = torch.Generator().manual_seed(1)
     w = attentions(m)[1].q_proj.weight
     w += torch.randn(48, 2, generator=g) @ torch.randn(2, 48, generator=g) / 24
 
 
-@fault("a norm's weight damaged", "llama", Want("weight", layers=(2,), at=("ln2",)), sublayers=False)
+@fault("a norm's weight damaged", "llama", Want("weight", layers=(2,), at=("ln2",)), hidden={"sublayers": FAR})
 def _(m: Model) -> None:
     layers(m)[2].post_attention_layernorm.weight[7] = 0
 
@@ -965,13 +753,13 @@ def _(m: Model) -> None:
         method(x, forward)
 
 
-@fault("residual factor of the MLP", "gpt2", Want("residual.scale", 1.0, 0.9, ALL3), sublayers=True)
+@fault("residual factor of the MLP", "gpt2", Want("residual.scale", 1.0, 0.9, ALL3))
 def _(m: Model) -> None:
     for x in layers(m):
         x.mlp.register_forward_hook(lambda mod, x, y: 0.9 * y)
 
 
-@fault("in parallel", "llama", Want("block.parallel", layers=ALL3), sublayers=False)
+@fault("in parallel", "llama", Want("block.parallel", layers=ALL3), hidden={"sublayers": FAR})
 def _(m: Model) -> None:
     def forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         h = hidden_states
@@ -1097,7 +885,7 @@ def _(m: Model) -> None:
     "llama",
     Want("rotary.base", 7000.0, 10000.0, ()),
     Want("rotary.attention_factor", 1.0, 1.2, ()),
-    sublayers=False,  # with scores unseen, 1.2 on cos and sin is a scale that is 1.44 times smaller
+    hidden={"sublayers": FAR},  # with scores unseen, 1.2 on cos and sin is a scale that is 1.44 times smaller
 )
 def _(m: Model) -> None:
     frequencies(m, lambda f: theta(m, 1e4))
@@ -1328,13 +1116,13 @@ def _(m: Model) -> None:
 
 @benign("angles in float64", "llama")
 def _(m: Model) -> None:
-    method(m.model.rotary_emb, _tables(lambda p, f: p.double() * f.double(), lambda t: t))
+    method(m.model.rotary_emb, tables(lambda p, f: p.double() * f.double()))
 
 
 @benign("frequencies and angles in float64", "gemma2")
 def _(m: Model) -> None:
     f64 = 1.0 / (7000.0 ** (torch.arange(0, 16, 2, dtype=torch.float64) / 16))
-    method(m.model.rotary_emb, _tables(lambda p, f: p.double() * f64, lambda t: t))
+    method(m.model.rotary_emb, tables(lambda p, f: p.double() * f64))
 
 
 @benign("rotation by complex numbers", "llama")

@@ -8,95 +8,29 @@ import torch
 from torch import Tensor
 
 import twinlens
-from tests.parity.faults import ANY, FAULTS, Fault, Want, layers
-from twinlens.parity.result import Cause, Result
-from twinlens.sites import split
+from tests.parity.faults import FAULTS
+from twinlens.museum.exhibit import Exhibit
+from twinlens.museum.hands import layers
+from twinlens.museum.visit import misses
 
-BY_NAME = {fault.title: fault for fault in FAULTS}
+__all__ = ["BY_NAME", "compared", "misses", "sublayers", "title"]
 
 
-def compared(fault: Fault, *, afar: bool = False) -> tuple[Any, twinlens.Report]:
+def title(fault: Exhibit) -> str:
+    """Family and name, by which it is known."""
+    return f"{fault.family}: {fault.name}"
+
+
+BY_NAME = {title(fault): fault for fault in FAULTS}
+
+
+def compared(fault: Exhibit, *, afar: bool = False) -> tuple[Any, twinlens.Report]:
     """The candidate, and the comparison with it, or with its sublayer outputs alone."""
     reference = fault.reference()
-    torch.manual_seed(0)  # a plant may draw
     candidate = fault.candidate(reference)
     tokens, mask = fault.inputs(reference)
     seen = sublayers(candidate, tokens, mask) if afar else candidate
     return candidate, twinlens.compare(reference, seen, tokens=tokens, mask=mask)
-
-
-def misses(fault: Fault, report: Result) -> list[str]:
-    """What a report should have said and did not, and what it should not have said; empty where it is right."""
-    bad = list[str]()
-    honest = ("identical", "rounding")
-    if (report.verdict in honest) != fault.benign:
-        bad.append(f"verdict {report.verdict}")
-    if report.explained not in honest:
-        bad.append(f"explained {report.explained}")
-    bad += [
-        f"unexplained {u.site} ({u.ratio.wide:.3g}, {u.ratio.tight:.3g}), nearest {u.nearest}"
-        for u in report.unexplained
-    ]
-    bad += [f"accuses the reference: {c.parameter} at {c.site}" for c in report.reference_edits]
-    used = set[int]()
-    for want in fault.causes:
-        rows = [c for c in report.causes if fits(want, c)]
-        used |= {id(c) for c in rows}
-        if not rows:
-            bad.append(f"not named: {want.parameter} {want.reference} -> {want.candidate}")
-            continue
-        found = tuple(sorted({i for c in rows for i in c.layers}))
-        if want.layers is not None and found != want.layers:
-            bad.append(f"{want.parameter} in layers {found}, expected {want.layers}")
-        if want.at and {part(c.site) for c in rows} != set(want.at):
-            bad.append(f"{want.parameter} at {sorted({part(c.site) for c in rows})}, expected {sorted(want.at)}")
-        bad += [f"{c.parameter} at {c.site} is {c.status}" for c in rows if c.status != "proved"]
-    bad += [
-        f"accused: {c.parameter} {c.reference} -> {c.candidate} at {c.site} {c.layers} {c.status}: {c.evidence[:120]}"
-        for c in report.causes
-        if id(c) not in used
-    ]
-    return bad
-
-
-def part(site: str) -> str:
-    """`ln1` of `blocks.0.ln1.hook_out`."""
-    return split(site)[1].split(".")[0]
-
-
-def fits(want: Want, cause: Cause) -> bool:
-    names = (want.parameter,) if isinstance(want.parameter, str) else want.parameter
-    return (
-        cause.parameter in names
-        and alike(want.reference, cause.reference, 1e-3 * size(want.reference))
-        and alike(want.candidate, cause.candidate, want.within * apart(want))
-        and (cause.interval is None or not isinstance(want.candidate, float) or within(want.candidate, cause.interval))
-    )
-
-
-def within(value: float, interval: tuple[float, float]) -> bool:
-    """Half as much again is allowed: an interval has a few standard errors on each side."""
-    low, high = interval
-    slack = 0.25 * (high - low) + 1e-6 * abs(value)
-    return low - slack <= value <= high + slack
-
-
-def size(value: Any) -> float:
-    return abs(value) if isinstance(value, float) else 0.0
-
-
-def apart(want: Want) -> float:
-    if isinstance(want.reference, float) and isinstance(want.candidate, float):
-        return abs(want.candidate - want.reference)
-    return size(want.candidate)
-
-
-def alike(wanted: Any, found: Any, slack: float) -> bool:
-    if isinstance(wanted, str) and wanted == ANY:
-        return True
-    if isinstance(wanted, float) and isinstance(found, int | float):
-        return abs(wanted - found) <= slack
-    return wanted == found and type(wanted) is type(found)
 
 
 @torch.no_grad()

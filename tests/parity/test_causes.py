@@ -10,9 +10,10 @@ import torch
 from transformers.models.llama import modeling_llama
 
 import twinlens
-from tests.parity.faults import modeling, rope_of
+from tests.parity.faults import rope_of
 from tests.parity.judged import BY_NAME, compared, misses
-from tests.tiny import FAMILIES, random_tokens, tiny_llama
+from twinlens.museum.hands import modeling
+from twinlens.museum.tiny import FAMILIES, random_tokens, tiny_llama
 
 NAMED = (
     "gemma2: scale",

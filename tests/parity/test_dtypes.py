@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import twinlens
-from tests.parity.faults import attentions, during
-from tests.tiny import ALL, FAMILIES, random_tokens
+from twinlens.museum.hands import attentions, during
+from twinlens.museum.tiny import ALL, FAMILIES, random_tokens
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 PAIRS = [(F32, BF16), (BF16, F32), (F32, F16)]

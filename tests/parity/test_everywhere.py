@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import twinlens
-from tests.tiny import random_tokens, tiny_gpt2
+from twinlens.museum.tiny import random_tokens, tiny_gpt2
 from twinlens.recording import Recording
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import twinlens
-from tests.tiny import EAGER_ONLY, random_tokens, tiny
+from twinlens.museum.tiny import EAGER_ONLY, random_tokens, tiny
 
 SPARSE = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3")
 Change = Callable[[Any], None]

@@ -14,45 +14,46 @@ from typing import Any
 import pytest
 import torch
 
-from tests.parity.faults import FAULTS, Fault
-from tests.parity.judged import compared, misses
+from tests.parity.faults import FAULTS
+from tests.parity.judged import compared, misses, title
 from tests.parity.known import MENDED, NAMED, SUBLAYERS
+from twinlens.museum.exhibit import Exhibit
 
 whole = pytest.mark.skipif(not os.environ.get("TWINLENS_ALL"), reason="TWINLENS_ALL=1 runs the whole table")
 
 
-def cases(faults: Iterable[Fault], known: dict[str, str]) -> list[Any]:
+def cases(faults: Iterable[Exhibit], known: dict[str, str]) -> list[Any]:
     """Parameters; what is known to fail is marked, strictly."""
     made = list[Any]()
     for fault in faults:
-        reason = known.get(fault.title)
+        reason = known.get(title(fault))
         marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
-        made.append(pytest.param(fault, id=fault.title, marks=marks))
+        made.append(pytest.param(fault, id=title(fault), marks=marks))
     return made
 
 
 @whole
 @pytest.mark.parametrize("fault", cases(FAULTS, NAMED))
-def test_a_fault_is_named_and_nothing_else(fault: Fault) -> None:
+def test_a_fault_is_named_and_nothing_else(fault: Exhibit) -> None:
     assert misses(fault, compared(fault)[1]) == []
 
 
 @whole
 @pytest.mark.parametrize("fault", cases((f for f in FAULTS if not f.benign), MENDED))
-def test_a_fault_is_mended_to_the_last_bit(fault: Fault) -> None:
+def test_a_fault_is_mended_to_the_last_bit(fault: Exhibit) -> None:
     candidate, report = compared(fault)
     after = report.fix(candidate, order=True)
     assert (after.verdict, after.causes) == (fault.mended, [])
 
 
 @whole
-@pytest.mark.parametrize("fault", cases((f for f in FAULTS if f.sublayers), SUBLAYERS))
-def test_sublayer_outputs_are_enough(fault: Fault) -> None:
+@pytest.mark.parametrize("fault", cases((f for f in FAULTS if "sublayers" not in f.hidden), SUBLAYERS))
+def test_sublayer_outputs_are_enough(fault: Exhibit) -> None:
     assert misses(fault, compared(fault, afar=True)[1]) == []
 
 
 def test_the_table_is_wide() -> None:
-    titles = [f.title for f in FAULTS]
+    titles = [title(f) for f in FAULTS]
     assert len(set(titles)) == len(titles)
     assert sum(not f.benign for f in FAULTS) >= 45
     assert sum(f.benign for f in FAULTS) >= 12

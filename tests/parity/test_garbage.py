@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import twinlens
-from tests.tiny import FAMILIES, left_padded, tiny_llama
 from twinlens.capture import record
 from twinlens.errors import ComparisonError
+from twinlens.museum.tiny import FAMILIES, left_padded, tiny_llama
 from twinlens.parity.judge import judge
 from twinlens.recording import Recording
 from twinlens.sites import axes

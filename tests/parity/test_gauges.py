@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import twinlens
-from tests.parity.faults import ALL3, attentions, interleaved, layers, modeling
-from tests.tiny import ALL, FAMILIES, random_tokens
+from tests.parity.faults import ALL3
+from twinlens.museum.hands import attentions, interleaved, layers, modeling
+from twinlens.museum.tiny import ALL, FAMILIES, random_tokens
 
 
 def neurons(m: Any) -> None:

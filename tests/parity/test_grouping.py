@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import twinlens
-from tests.tiny import tiny_gemma2, tiny_gpt2, tiny_llama
+from twinlens.museum.tiny import tiny_gemma2, tiny_gpt2, tiny_llama
 from twinlens.parity.weighing import pattern
 
 

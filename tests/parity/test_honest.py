@@ -10,8 +10,8 @@ from torch import Tensor
 
 import twinlens
 from tests.parity.judged import sublayers
-from tests.tiny import FAMILIES, random_tokens
 from twinlens.errors import RecordingError
+from twinlens.museum.tiny import FAMILIES, random_tokens
 
 Sites = dict[str, Tensor]
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import twinlens
-from tests.tiny import random_tokens, tiny_gemma2
+from twinlens.museum.tiny import random_tokens, tiny_gemma2
 from twinlens.parity import merged, weighing
 from twinlens.report import words
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import twinlens
-from tests.tiny import random_tokens, tiny_llama
 from twinlens.capture import record
+from twinlens.museum.tiny import random_tokens, tiny_llama
 from twinlens.sites import block, split
 from twinlens.subjects import subject
 

@@ -12,8 +12,8 @@ from torch import nn
 
 import twinlens
 from tests.parity.faults import FAULTS
-from tests.parity.judged import BY_NAME
-from tests.tiny import FAMILIES, random_tokens, tiny_llama
+from tests.parity.judged import BY_NAME, title
+from twinlens.museum.tiny import FAMILIES, random_tokens, tiny_llama
 
 
 def other_way_round(family: str, plant: Callable[[Any], None], **build: Any) -> tuple[Any, Any, twinlens.Report]:
@@ -98,7 +98,7 @@ _OTHERWISE = (
     "gpt2: causal mask missing",
 )
 """Steps that the reference has not, reads elsewhere or is given otherwise."""
-_SOME = [*_OTHERWISE, *[f.title for f in FAULTS if not f.benign and f.title not in _OTHERWISE][::9]]
+_SOME = [*_OTHERWISE, *[title(f) for f in FAULTS if not f.benign and title(f) not in _OTHERWISE][::9]]
 
 
 @pytest.mark.sliced

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import twinlens
-from tests.tiny import FAMILIES, random_tokens
-from twinlens.comparison import only
+from twinlens.museum.tiny import FAMILIES, random_tokens
 from twinlens.subjects import agreed, say_nothing, subject
+from twinlens.visibility import only
 
 
 def sublayers(change: Callable[[Any], None], family: str = "llama") -> twinlens.Report:

@@ -12,7 +12,7 @@ import torch
 
 import twinlens
 from tests.parity.judged import sublayers
-from tests.tiny import FAMILIES, random_tokens
+from twinlens.museum.tiny import FAMILIES, random_tokens
 from twinlens.parity.weighing import pattern
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import twinlens
-from tests.parity.faults import attention, method, modeling, norms
 from tests.parity.judged import BY_NAME, compared, misses
-from tests.tiny import FAMILIES, random_tokens
 from twinlens import ops
 from twinlens.fields import kinds
+from twinlens.museum.hands import attention, method, modeling, norms
+from twinlens.museum.tiny import FAMILIES, random_tokens
 from twinlens.ops import Normalize, NormWeight, Scores
 from twinlens.parity.closed_form import closed_form
 from twinlens.parity.judge import Judge

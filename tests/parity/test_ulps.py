@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 import twinlens
-from tests.tiny import ALL, random_tokens
+from twinlens.museum.tiny import ALL, random_tokens
 from twinlens.spec import Spec
 
 

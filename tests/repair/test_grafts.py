@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import twinlens
 from tests.capture.faults import blocks, with_attention
-from tests.tiny import left_padded, random_tokens, tiny
 from twinlens.capture import trace
 from twinlens.capture.follow import Follower
 from twinlens.errors import CaptureError
+from twinlens.museum.tiny import left_padded, random_tokens, tiny
 
 Plant = Callable[[Any], None]
 SHAPES = [(1, 17), (3, 29), (2, 1), (1, 1)]

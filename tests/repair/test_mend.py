@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import twinlens
-from tests.tiny import random_tokens, tiny_gemma2, tiny_gpt2, tiny_llama
 from twinlens.errors import CaptureError
+from twinlens.museum.tiny import random_tokens, tiny_gemma2, tiny_gpt2, tiny_llama
 
 Plant = Callable[[Any], None]
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bench.calibration.implementations.row import Row, renamed, turned
-from tests.tiny import CONFIGS, ROPE
+from twinlens.museum.tiny import CONFIGS, ROPE
 from twinlens.sources.transformer_lens_bridge import bridge
 
 

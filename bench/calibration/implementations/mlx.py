@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bench.calibration.implementations.row import Logits, checkpoint, engine
-from tests.tiny import ROPE
+from twinlens.museum.tiny import ROPE
 
 
 def loaded(**keys: Any) -> Callable[[PreTrainedModel], Logits]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bench.calibration.implementations.row import ENGINE, Logits, Row
-from tests.tiny import CONFIGS
+from twinlens.museum.tiny import CONFIGS
 
 
 class Exported(nn.Module):

@@ -45,7 +45,7 @@ class Row:
     build: Callable[[PreTrainedModel], Any]
     """A torch module, or its `Logits`."""
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What differs from the table of tests/tiny.py, where the implementation knows nothing else."""
+    """What differs from the table of src/twinlens/museum/tiny.py, where the implementation knows nothing else."""
     dtypes: tuple[str, ...] = HALF_TOO
     why: str = ""
     """Why not bfloat16 too."""

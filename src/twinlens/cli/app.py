@@ -97,7 +97,7 @@ def compare(
     """  # noqa: D301  (\b keeps the lines, and the help needs one backslash at their end)
     from twinlens.cli import comparing
 
-    comparing.refuse_later(sites, html)
+    comparing.refuse_later(html)
     return comparing.compare(
         (reference, candidate),
         text=text,
@@ -175,6 +175,31 @@ def explain(
     from twinlens.cli import comparing
 
     return comparing.explain((reference, candidate), model, files=comparing.Files(json, markdown))
+
+
+@app.command(short_help="Which keys of a config an implementation does not read.")
+def lint(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A model folder: config.json and safetensors.")],
+    source: Annotated[
+        str | None, typer.Option("--for", metavar="SOURCE", help="The implementation, as for compare; default hf:PATH.")
+    ] = None,
+    json: Json = None,
+) -> int:
+    """Which keys of a checkpoint's config does an implementation not read, and does it matter?
+
+    Each key that could count is changed by itself, nothing being written, and the output watched. Where it stays, and
+    should not by what the model is declared to be, the value that is in effect instead is found by comparing.
+    Exit status: 0 every key that counts is in effect, 1 one matters, 2 could not lint.
+
+    \b
+    Examples:
+      twinlens lint models/llama
+      twinlens lint models/llama --for hf:models/llama@transformers==4.43.2
+      twinlens lint models/llama --for "torch:my_port.py:make?folder=models/llama" --json keys.json
+    """  # noqa: D301
+    from twinlens.cli import linting
+
+    return linting.lint(path, source, json)
 
 
 @app.command(short_help="See it work on real weights.")

@@ -42,13 +42,8 @@ class Files:
             files.write(self.markdown, "\n".join(markdown.text(part) for part in parts))
 
 
-def refuse_later(sites: str, html: Path | None) -> None:
+def refuse_later(html: Path | None) -> None:
     """Raises InputError for what a later version will do."""
-    if sites in ("logits", "logprobs"):
-        raise InputError(
-            f"--sites {sites} is not there yet, it comes with the diagnosis of runs that show "
-            "little else; give all, sublayers or residual."
-        )
     if html is not None:
         raise InputError("--html is not there yet, it comes later; give --markdown or --json.")
 

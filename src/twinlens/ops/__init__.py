@@ -5,6 +5,7 @@ from twinlens.ops.base import REGISTRY, Op
 from twinlens.ops.cache import Append
 from twinlens.ops.embed import Add, Branch, Embed, PositionEmbed
 from twinlens.ops.experts import Experts, RouterLogits, RouterWeights, Select, WithShared
+from twinlens.ops.logprobs import ChosenLogProb, TopLogProbs
 from twinlens.ops.mlp import Activate, Gate
 from twinlens.ops.norm import Normalize, NormWeight
 from twinlens.ops.project import Half, LatentKey, Part, Project, SharedKey, Span, Unembed
@@ -16,6 +17,7 @@ __all__ = [
     "Add",
     "Append",
     "Branch",
+    "ChosenLogProb",
     "Embed",
     "Experts",
     "Gate",
@@ -37,6 +39,7 @@ __all__ = [
     "SharedKey",
     "Softmax",
     "Span",
+    "TopLogProbs",
     "Unembed",
     "WithShared",
 ]

@@ -33,7 +33,7 @@ from twinlens.parity.sides import (
 )  # fmt: skip
 from twinlens.parity.walk import Walk
 from twinlens.recording import Recording
-from twinlens.sites import INPUTS, by_slot, is_input
+from twinlens.sites import ASKED, INPUTS, by_slot, is_input
 from twinlens.spec import Spec, Weights
 
 Progress = Callable[[str, int, int], None]
@@ -147,7 +147,7 @@ class Judge:
         self, same: Mapping[str, bool], result: Result
     ) -> tuple[dict[str, Examination], dict[str, Tensor]]:
         def is_equal(m: Merged) -> bool:
-            return same.get(m.target, False) and all(same.get(r, r in INPUTS) for r in m.reads)
+            return same.get(m.target, False) and all(same.get(r, r in INPUTS or r in ASKED) for r in m.reads)
 
         spec = self.computed.spec
         seen = Walk(spec, self.candidate, self.weights, self.meter, self.declared, self._before.get("candidate"))

@@ -16,7 +16,7 @@ from twinlens.ops.base import Op
 from twinlens.parity.changes import Variant
 from twinlens.parity.meter import Meter
 from twinlens.parity.rows import Noise, Rows
-from twinlens.sites import INPUTS, by_slot, is_input
+from twinlens.sites import ASKED, INPUTS, by_slot, is_input
 from twinlens.spec import Spec, Step, Weights, evaluate, exact, units
 
 
@@ -276,6 +276,7 @@ def stored(spec: Spec, weights: Weights) -> dict[str, torch.dtype]:
     """What the declared model stores at each site: its rows, run on tensors without data."""
     ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
     given = dict.fromkeys(INPUTS, ids) | {"slots": ids[0]} | nothing(spec, 1, "meta")
+    given |= {ASKED[0]: ids, ASKED[1]: ids[..., None]}
 
     def empty(name: str) -> Tensor:
         return torch.empty_like(weights(name), device="meta")

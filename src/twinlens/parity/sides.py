@@ -11,6 +11,7 @@ from torch import Tensor
 from twinlens.bits import equal
 from twinlens.errors import ComparisonError
 from twinlens.inputs import given
+from twinlens.logprobs import CHOSEN, FOLLOWING, asked, by_position
 from twinlens.parity.rounding import by_rows
 from twinlens.recording import Recording
 from twinlens.sites import axes
@@ -30,6 +31,7 @@ class Side:
         """The first call of a recording, on the device on which it is judged."""
         sites = {n: _as_made(x.detach().to(device), spec.dtype) for n, x in recording.first.sites.items()}
         sites |= inputs_of(recording, spec, device)
+        sites |= {n: by_position(sites[n], sites[FOLLOWING]) for n in sites if n == CHOSEN}
         if not bool(sites["key_mask"].all()):
             sites = {n: _without_garbage(n, x, sites["mask"], sites["key_mask"]) for n, x in sites.items()}
         own = {name: tensor.detach().to(device) for name, tensor in recording.weights.items()}
@@ -77,6 +79,7 @@ def inputs_of(recording: Recording, spec: Spec, device: torch.device) -> dict[st
     call = recording.first
     past = {site: x for site, x in call.before.items() if site != "key_mask"}
     values = {**given(call.tokens, call.mask, call.positions, spec.inputs, call.before.get("key_mask")), **past}
+    values |= asked(spec, call.tokens, call.mask, call.sites)
     return {site: _as_made(x.to(device), spec.dtype) for site, x in values.items()}
 
 

@@ -79,7 +79,7 @@ def fitted(site: str, tensor: Tensor, tokens: Int[Tensor, "b p"], *, later: bool
     """
     _check_storable(site, tensor)
     tensor = tensor.detach()
-    axes, shape = sites.axes(site), tuple(tokens.shape)
+    axes, shape = _axes(site), tuple(tokens.shape)
     table = site.startswith(TABLES)
     if tensor.ndim == len(axes) - 1 and axes[0] == "b" and (shape[0] == 1 or table) and shape[1] > 1:
         tensor = tensor[None]
@@ -100,14 +100,19 @@ def check_named(what: str, given: object) -> None:
             )
 
 
+def _axes(site: str) -> tuple[str, ...]:
+    """As `sites.axes`; of a token that follows the last one there is no log-probability."""
+    return ("b", "q") if site == "logprobs.chosen" else sites.axes(site)
+
+
 def check_shape(site: str, shape: Sequence[int], tokens: Tensor, *, later: bool) -> None:
     """Raises InputError where a site's shape does not agree with the tokens' batch and positions.
 
     `later`: the call follows others, so that its keys may reach back further than its own tokens.
     """
-    axes = sites.axes(site)
+    axes = _axes(site)
     batch, length = tokens.shape
-    known = {"b": batch, "p": length} | ({} if later else {"s": length})
+    known = {"b": batch, "p": length, "q": length - 1} | ({} if later else {"s": length})
     fits = len(shape) == len(axes) and all(
         size == known.get(axis, size) and not (axis == "s" and size < length)
         for axis, size in zip(axes, shape, strict=True)

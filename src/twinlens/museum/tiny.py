@@ -190,7 +190,8 @@ def tiny(
     """A model of the table, with some keys of its config changed."""
     kind, defaults, embedding = CONFIGS[name]
     rotary = {} if rope is None else {"rope_parameters": dict(ROPE[rope])}
-    return _build(CONFIG_MAPPING[kind](**(defaults | rotary | config)), seed, attn, dtype, embedding)
+    make: Any = CONFIG_MAPPING[kind]
+    return _build(make(**(defaults | rotary | config)), seed, attn, dtype, embedding)
 
 
 tiny_gpt2, tiny_llama, tiny_gemma2 = (partial(tiny, name) for name in ("gpt2", "llama", "gemma2"))
@@ -274,6 +275,7 @@ class Tensors(dict[str, Tensor]):
 
     @classmethod
     def of(cls, model: nn.Module) -> Tensors:
+        """Copies of all tensors of a module."""
         return cls((name, tensor.clone()) for name, tensor in model.state_dict().items())
 
     def __missing__(self, name: str) -> Tensor:

@@ -1,0 +1,209 @@
+"""The museum, whole: every exhibit at every level of visibility, in float32 and bfloat16: docs/museum.md.
+
+What was found is kept in a file, so that an interrupted run goes on where it stopped; several processes share the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from bench import pages
+from twinlens.errors import TwinlensError
+from twinlens.museum import exhibits, named
+from twinlens.museum.exhibit import Exhibit
+from twinlens.museum.visit import LEVELS, compared, misses
+from twinlens.report.table import Table
+from twinlens.report.terminal import rendered
+
+KEPT = Path("build/museum.jsonl")
+
+
+@dataclass(frozen=True)
+class Visit:
+    """An exhibit at one level of visibility, in one dtype."""
+
+    name: str
+    level: str
+    dtype: str
+
+    def run(self) -> dict[str, Any]:
+        """What is said of it, and whether that is right."""
+        exhibit, start = named(self.name), time.perf_counter()
+        said: dict[str, Any] = {"moves": moves(exhibit, self.dtype)}
+        try:
+            _, report = compared(exhibit, self.level, self.dtype)
+        except TwinlensError as error:
+            return said | {"misses": [f"refused: {error}"], "named": [], "seconds": time.perf_counter() - start}
+        return said | {
+            "verdict": report.verdict,
+            "misses": misses(exhibit, report),
+            "named": sorted({c.parameter for c in report.causes}),
+            "causes": [f"{c.parameter} {c.reference} -> {c.candidate} at {c.site} {c.layers}" for c in report.causes],
+            "gauges": len(report.gauges),
+            "cost": [report.cost, report.diagnosis_cost],
+            "seconds": round(time.perf_counter() - start, 2),
+        }
+
+
+def moves(exhibit: Exhibit, dtype: str) -> list[float]:
+    """How far the fault moves the logits in float32, and how far the dtype alone does, as parts of their size."""
+    if exhibit.calls is not None:
+        return [1.0, 0.0]
+
+    def logits(which: str, faulty: bool) -> Tensor:
+        model = exhibit.reference(which)
+        tokens, mask = exhibit.inputs(model)
+        run = exhibit.candidate(model) if faulty else model
+        given = {} if mask is None else {"attention_mask": mask}
+        with torch.no_grad():
+            return run(tokens, **given).logits.double()[(torch.ones_like(tokens) if mask is None else mask).bool()]
+
+    plain = logits("float32", False)
+    fine = "float32" if "float32" in exhibit.dtypes else dtype
+    fault = (logits(fine, True) - (plain if fine == "float32" else logits(fine, False))).norm() / plain.norm()
+    floor = 0.0 if dtype == "float32" else float((logits(dtype, False) - plain).norm() / plain.norm())
+    return [float(fault), floor]
+
+
+def visits(levels: Iterable[str], dtypes: Iterable[str], wing: str | None) -> Iterator[Visit]:
+    """All that is to be run."""
+    for level in levels:
+        for dtype in dtypes:
+            for exhibit in exhibits():
+                if dtype in exhibit.dtypes and wing in (None, exhibit.wing):
+                    yield Visit(exhibit.name, level, dtype)
+
+
+def _run(visit: Visit) -> tuple[Visit, dict[str, Any]]:
+    torch.set_num_threads(1)
+    try:
+        return visit, visit.run()
+    except Exception as error:  # a crash is a finding, not the end of the others
+        crashed = f"crashed: {type(error).__name__}: {error}"
+        return visit, {"misses": [crashed], "named": [], "seconds": 0.0, "moves": [1.0, 0.0]}
+
+
+def measured(wanted: list[Visit], workers: int) -> dict[Visit, dict[str, Any]]:
+    """What is said of each visit, from the file where it was said before."""
+    KEPT.parent.mkdir(parents=True, exist_ok=True)
+    lines = KEPT.read_text(encoding="utf-8").splitlines() if KEPT.exists() else []
+    known = {Visit(**row["of"]): row["said"] for row in map(json.loads, lines)}
+    todo = [v for v in wanted if v not in known]
+    with KEPT.open("a", encoding="utf-8") as file, multiprocessing.get_context("spawn").Pool(workers) as pool:
+        for visit, said in track(pool.imap_unordered(_run, todo), "museum", total=len(todo), transient=True):
+            known[visit] = said
+            print(json.dumps({"of": asdict(visit), "said": said}), file=file, flush=True)
+    return {v: known[v] for v in wanted}
+
+
+def is_above(said: dict[str, Any]) -> bool:
+    """Whether the fault is larger than what the dtype alone does."""
+    fault, floor = said["moves"]
+    return fault > floor
+
+
+def summary(found: dict[Visit, dict[str, Any]]) -> Table:
+    """How many are named rightly with nothing else accused, by level and dtype."""
+    faults = {e.name for e in exhibits() if not e.benign}
+    rows = list[tuple[str, ...]]()
+    for level in LEVELS:
+        for dtype in ("float32", "bfloat16"):
+            these = {v: s for v, s in found.items() if (v.level, v.dtype) == (level, dtype)}
+            wrong = [s for v, s in these.items() if v.name in faults and is_above(s)]
+            right = [s for s in wrong if not s["misses"]]
+            benign = [s for v, s in these.items() if v.name not in faults]
+            if these:
+                cost = [s["cost"][1] for v, s in these.items() if v.name in faults and "cost" in s]
+                rows.append((
+                    level, dtype, f"{len(right)} of {len(wrong)}", f"{100 * len(right) / max(len(wrong), 1):.0f} %",
+                    f"{sum(bool(s['named']) or s.get('verdict') == 'different' for s in benign)} of {len(benign)}",
+                    f"{sorted(cost)[len(cost) // 2]:.1f}, {max(cost):.0f}" if cost else "",
+                ))  # fmt: skip
+    heads = ("seen", "dtype", "named, with value and layers, nothing else", "", "benign accused", "cost: median, most")
+    return Table("What is named", heads, tuple(rows))
+
+
+def confusion(found: dict[Visit, dict[str, Any]], level: str) -> Table:
+    """What was planted against what was named."""
+    planted = {e.name: e.causes for e in exhibits()}
+    counts = Counter[tuple[str, str]]()
+    for visit, said in found.items():
+        if (visit.level, visit.dtype) != (level, "float32"):
+            continue
+        wanted = sorted({w.parameter if isinstance(w.parameter, str) else w.parameter[0] for w in planted[visit.name]})
+        for one in wanted or ["nothing"]:
+            for other in said["named"] or ["nothing"]:
+                counts[one, other] += 1
+    by = dict[str, list[str]]()
+    for (one, other), n in counts.most_common():
+        by.setdefault(one, []).append(f"{other} {n}")
+    rows = tuple((one, ", ".join(others)) for one, others in sorted(by.items()))
+    return Table(f"Planted and named, {level}, float32", ("planted", "named"), rows)
+
+
+def each(found: dict[Visit, dict[str, Any]]) -> Table:
+    """Every exhibit, and where it is named."""
+
+    def mark(name: str, level: str, dtype: str) -> str:
+        said = found.get(Visit(name, level, dtype))
+        return "" if said is None else "yes" if not said["misses"] else "no" if is_above(said) else "below"
+
+    rows = tuple(
+        (e.name, e.family, "benign" if e.benign else ", ".join(
+            w.parameter if isinstance(w.parameter, str) else w.parameter[0] for w in e.causes
+        ), *(mark(e.name, level, dtype) for dtype in ("float32", "bfloat16") for level in LEVELS))
+        for e in exhibits()
+    )  # fmt: skip
+    heads = ("exhibit", "family", "parameter", *(f"{level}" for level in LEVELS), *(f"{x}, bf16" for x in LEVELS))
+    return Table("Every exhibit", heads, rows)
+
+
+def left(found: dict[Visit, dict[str, Any]]) -> list[str]:
+    """What is not named, and what was said instead."""
+    return [
+        f"- {v.name}, {v.level}, {v.dtype}: {'; '.join(said['misses'])[:240]}"
+        for v, said in found.items()
+        if said["misses"] and is_above(said)
+    ]
+
+
+def main() -> int:
+    """Run what is not known yet, print, and write the page where that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--levels", nargs="*", choices=LEVELS, default=list(LEVELS))
+    parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--wing", help="only this one")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--write", type=Path, metavar="FILE", help="also write the page")
+    asked = parser.parse_args()
+    found = measured(list(visits(asked.levels, asked.dtypes, asked.wing)), asked.workers)
+    shown = [summary(found), *(confusion(found, level) for level in asked.levels), each(found)]
+    console = Console(highlight=False, width=140)
+    for table in shown[:-1]:
+        console.print(rendered(table))
+    rest = left(found)
+    console.print(*rest, sep="\n", markup=False)
+    if asked.write:
+        count = len(list(exhibits()))
+        said = f"{count} exhibits; {pages.conditions()}."
+        after = ["Not named, with the faults that are larger than what the dtype alone does:", "", *rest]
+        asked.write.write_text(pages.page("Museum", "make museum", said, shown, after), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
