@@ -9,6 +9,13 @@ import pytest
 
 from tests.lint.conftest import Checkpoint, keys, linted, row
 from twinlens.errors import CheckpointError, InputError, SourceError, TwinlensError
+from twinlens.museum.tiny import ROPE
+
+
+def _port(file: Path, folder: Path, given: dict[str, str]) -> str:
+    """Its source string; what is given empty, or null, is forgotten."""
+    options = "&".join(f"{key}={value or 'null'}" for key, value in ({"folder": str(folder)} | given).items())
+    return f"torch:{file}:make?{options}"
 
 
 @pytest.mark.parametrize(
@@ -122,9 +129,10 @@ def test_a_misspelt_key_of_a_rotary_part(checkpoint: Checkpoint) -> None:
     assert float(bad.effective or 0) == pytest.approx(1.1386, rel=1e-3)
 
 
-def test_a_key_that_nobody_knows(checkpoint: Checkpoint) -> None:
-    found = linted(checkpoint("llama", frobnication=3))
-    assert keys(found.mattering) == ["frobnication"]
+@pytest.mark.parametrize("value", [3, "words", {"inside": [1]}])
+def test_a_key_that_nobody_knows(value: Any, checkpoint: Checkpoint) -> None:
+    found = linted(checkpoint("llama", frobnication=value))
+    assert keys(found.mattering) == ["frobnication.inside" if isinstance(value, dict) else "frobnication"]
     assert "neither this implementation nor the family knows it" in found.mattering[0].why
 
 
@@ -195,22 +203,94 @@ def test_a_key_that_is_read_and_something_else_computed(checkpoint: Checkpoint, 
     assert (found.mattering[0].read, found.mattering[0].effective) == ("yes", "14000")
 
 
-@pytest.mark.environment
-def test_an_older_release_does_not_read_what_a_newer_one_wrote(checkpoint: Checkpoint) -> None:
-    path = checkpoint("llama", rope_parameters={"rope_type": "default", "rope_theta": 500000.0})
-    found = linted(path, f"hf:{path}@transformers==4.43.2")
-    assert keys(found.mattering) == ["rope_parameters.rope_theta"]
+def test_a_rotary_part_that_hides_another(checkpoint: Checkpoint) -> None:
+    found = linted(checkpoint("llama", rope_scaling={"rope_type": "linear", "factor": 4.0}))
+    [theta, kind] = found.mattering
+    assert (theta.key, theta.effective) == ("rope_parameters.rope_theta", "10000")
+    assert theta.why == "default taken: rope_scaling stands beside it, and counts"
+    assert (kind.key, kind.says) == ("rope_parameters.rope_type", "default")
+    assert "linear" in (kind.effective or "")
+
+
+def test_a_port_that_looks_in_one_place_only(checkpoint: Checkpoint, port: Path, tmp_path: Path) -> None:
+    def old(config: dict[str, Any]) -> None:
+        config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+
+    path = checkpoint("llama", old)
+    (tmp_path / "newest.py").write_text(
+        port.read_text() + "\n\ninner = make\ndef newest(folder):\n"
+        "    said = json.loads((Path(folder) / 'config.json').read_text())\n"
+        "    rotary = said.get('rope_parameters') or {'rope_theta': 10000.0}\n"
+        "    model, call = inner(folder)\n"
+        "    config = model.config\n"
+        "    config.rope_parameters = {'rope_type': 'default', **rotary}\n"
+        "    model.model.rotary_emb = type(model.model.rotary_emb)(config)\n"
+        "    return model, call\n"
+    )
+    found = linted(path, f"torch:{tmp_path / 'newest.py'}:newest?folder={path}")
+    assert keys(found.mattering) == ["rope_theta"]
     [bad] = found.mattering
-    assert (bad.read, bad.effective) == ("no", "10000")
+    assert bad.effective == "10000"
     assert bad.why == (
-        "default taken: the key stands under rope_parameters; this implementation reads rope_theta at the top"
+        "default taken: the key stands at the top; this implementation reads rope_theta in rope_parameters"
     )
 
 
-def _port(file: Path, folder: Path, given: dict[str, str]) -> str:
-    """Its source string; what is given empty is forgotten."""
-    options = "&".join(f"{key}={value or 'null'}" for key, value in {"folder": str(folder)}.items() | given.items())
-    return f"torch:{file}:make?{options}"
+def test_windows_that_a_port_forgets(checkpoint: Checkpoint, port: Path) -> None:
+    path = checkpoint("mistral")
+    found = linted(path, _port(port, path, {"sliding_window": "null"}))
+    assert keys(found.mattering) == ["sliding_window"]
+    found = linted(path, _port(port, path, {"sliding_window": "9"}))
+    assert (found.mattering[0].key, found.mattering[0].effective) == ("sliding_window", "9")
+
+
+def test_an_activation_of_a_port_s_own(checkpoint: Checkpoint, port: Path) -> None:
+    path = checkpoint("llama")
+    found = linted(path, _port(port, path, {"hidden_act": '"gelu_pytorch_tanh"'}))
+    assert keys(found.mattering) == ["hidden_act"]
+    assert "gelu_tanh" in (found.mattering[0].effective or "")
+
+
+def test_twinlens_itself_reads_every_key(checkpoint: Checkpoint) -> None:
+    path = checkpoint("gemma2")
+    assert linted(path, f"native:{path}").verdict == "clean"
+
+
+@pytest.mark.environment
+def test_an_older_release_does_not_read_what_a_newer_one_wrote(checkpoint: Checkpoint) -> None:
+    path = checkpoint("llama", rope_parameters={**ROPE["llama3"], "rope_theta": 500000.0})
+    found = linted(path, f"hf:{path}@transformers==4.43.2")
+    assert set(keys(found.mattering)) == {f"rope_parameters.{name}" for name in ROPE["llama3"]}
+    theta = row(found, "rope_parameters.rope_theta")
+    assert (theta.read, theta.effective) == ("no", "10000")
+    assert theta.why == (
+        "default taken: the key stands under rope_parameters; this implementation reads rope_theta at the top"
+    )
+    assert row(found, "rope_parameters.rope_type").effective == "default"
+    assert row(found, "rope_parameters.factor").why.endswith("this implementation reads factor in rope_scaling")
+
+
+@pytest.mark.environment
+def test_a_misspelt_key_in_another_environment(checkpoint: Checkpoint) -> None:
+    def misspelt(config: dict[str, Any]) -> None:
+        config["rms_norm_epsilon"] = config.pop("rms_norm_eps")
+        config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+
+    path = checkpoint("llama", misspelt)
+    found = linted(path, f"hf:{path}@transformers==4.43.2")
+    assert keys(found.mattering) == ["rms_norm_epsilon"]
+
+
+@pytest.mark.environment
+def test_a_table_of_its_own_is_what_an_implementation_reads_instead(checkpoint: Checkpoint) -> None:
+    path = checkpoint("gemma2")
+    found = linted(path, f"tl:{path}@transformer-lens==2.3.0,transformers==4.43.2")
+    told = {r.key: r.effective for r in found.mattering}
+    assert told["query_pre_attn_scalar"] == "224"
+    assert told["attn_logit_softcapping"] == "50"
+    assert told["final_logit_softcapping"] == "30"
+    assert "layer_types" in told
+    assert row(found, "sliding_window").read == "yes"
 
 
 def test_what_cannot_be_linted_is_said(checkpoint: Checkpoint, tmp_path: Path, port: Path) -> None:

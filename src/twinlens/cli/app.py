@@ -189,7 +189,7 @@ def lint(
 
     Each key that could count is changed by itself, nothing being written, and the output watched. Where it stays, and
     should not by what the model is declared to be, the value that is in effect instead is found by comparing.
-    Exit status: 0 every key that counts is in effect, 1 one matters, 2 could not lint.
+    Exit status: 0 every key that counts is in effect, 1 one is not or something else differs, 2 could not lint.
 
     \b
     Examples:

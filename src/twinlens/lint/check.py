@@ -12,7 +12,7 @@ import torch
 from twinlens.errors import CheckpointError, InputError
 from twinlens.lint.declared import Declared, Effect
 from twinlens.lint.effective import effective
-from twinlens.lint.keys import Change, Key, changes, value_at
+from twinlens.lint.keys import Change, Key, changes, drop, value_at
 from twinlens.lint.result import Lint
 from twinlens.lint.runner import Progress, Trials
 from twinlens.lint.silence import heard, moves
@@ -52,8 +52,9 @@ def lint(path: Path, source: str | None, say: Say, progress: Progress) -> Lint:
     )  # fmt: skip
     silent = verdicts.silent()
     verdicts.moves = heard([m for key in silent for m in moves(declared.said, key, trials.reads)], run)
-    besides = list(verdicts.besides())
-    return Lint(str(path), str(named), verdicts.rows(), declared.tokens.shape[1], besides)
+    found = Lint(str(path), str(named), verdicts.rows(), declared.tokens.shape[1])
+    found.besides, found.uncompared = list(verdicts.besides()), verdicts.effective.words
+    return found
 
 
 def _check(path: Path) -> None:
@@ -91,11 +92,11 @@ def _effects(declared: Declared, progress: Progress) -> dict[Key, Effect | None]
 
 
 def _tries(declared: Declared, effects: Mapping[Key, Effect | None]) -> list[tuple[Key, Change]]:
-    """The change of each key that the implementation is asked about; of what no family knows, the first."""
+    """The change of each key that the implementation is asked about; of what no family knows, the first, or none."""
     found = [(key, effect.change) for key, effect in effects.items() if effect is not None]
     for key, _ in declared.leaves:
         if key not in effects and declared.reason(key) is None:
-            first = next(changes(declared.said, key), None)
-            if first is not None and value_at(declared.said, key) is not None:
-                found.append((key, first))
+            if value_at(declared.said, key) is not None:
+                gone = Change(key, None, drop(declared.said, key))
+                found.append((key, next(changes(declared.said, key), gone)))
     return found

@@ -50,6 +50,7 @@ def _facts(of: Lint) -> list[tuple[str, str]]:
         ("implementation", of.implementation),
         ("prompt", counted(of.tokens, "token")),
         *(("besides", line) for line in of.besides),
+        *([("not compared", of.uncompared)] if of.uncompared else []),
     ]
 
 
@@ -84,7 +85,7 @@ def as_text(of: Lint) -> str:
     head: dict[str, Any] = {"twinlens": {"version": twinlens.__version__, "format": FORMAT}}
     told = {
         "checkpoint": of.checkpoint, "implementation": of.implementation, "verdict": of.verdict,
-        "sentence": sentence(of), "tokens": of.tokens, "besides": of.besides,
+        "sentence": sentence(of), "tokens": of.tokens, "besides": of.besides, "uncompared": of.uncompared,
         "keys": [{**asdict(row), "says": _plain(row.says)} for row in of.rows],
     }  # fmt: skip
     return json.dumps(head | told, indent=1, allow_nan=False, ensure_ascii=False) + "\n"

@@ -41,6 +41,8 @@ class Lint:
     """Of the prompt on which outputs were watched."""
     besides: list[str] = field(default_factory=list[str])
     """What differs from the declared model and is no key's doing, in words."""
+    uncompared: str = ""
+    """Why it could not be compared with the declared model, so that only reading was watched."""
 
     @property
     def mattering(self) -> list[Row]:

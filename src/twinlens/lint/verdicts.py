@@ -125,8 +125,7 @@ class Verdicts:
 
     def _strange(self, key: Key, value: Any) -> Row:
         if key not in self.outcomes:
-            why = "no family knows it, and no other value of it is known"
-            return self._made(key, value, self._looked(key), why, matters=value is not None)
+            return self._made(key, value, self._looked(key), "off")
         if self._reacts(key):
             return self._made(key, value, "yes", "its family does not know it; what it does is not judged")
         move = self.moves.get(key)

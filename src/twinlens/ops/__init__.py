@@ -4,12 +4,13 @@ from twinlens.ops.attention import Mix, Scores, Softmax
 from twinlens.ops.base import REGISTRY, Op
 from twinlens.ops.cache import Append
 from twinlens.ops.embed import Add, Branch, Embed, PositionEmbed
-from twinlens.ops.experts import Experts, RouterLogits, RouterWeights, Select, WithShared
+from twinlens.ops.experts import Experts, WithShared
 from twinlens.ops.logprobs import ChosenLogProb, TopLogProbs
 from twinlens.ops.mlp import Activate, Gate
 from twinlens.ops.norm import Normalize, NormWeight
 from twinlens.ops.project import Half, LatentKey, Part, Project, SharedKey, Span, Unembed
 from twinlens.ops.rotary import RotaryTable, Rotate
+from twinlens.ops.router import RouterLogits, RouterWeights, Select
 
 __all__ = [
     "REGISTRY",

@@ -57,7 +57,7 @@ class Numbers:
         fit, free = self.fit(start.variant), self.free(numbers, start.variant)
         best, chosen = start, list[Number]()
         while len(chosen) < _MOST and len(free) > len(chosen):
-            step = self._next_number(fit, chosen, [n for n in free if n not in chosen], start)
+            step = self.next_number(fit, chosen, [n for n in free if n not in chosen], start)
             if step is None or not step[1].score < best.score or step[1].score.rms > _USEFUL * best.score.rms:
                 break
             chosen, best = list(step[0].numbers), step[1]
@@ -68,16 +68,16 @@ class Numbers:
     def scaled(self, start: Found) -> Found | None:
         """The weight that nobody saw and whose factor brings the step nearest."""
         free = self.free(self.factors, start.variant)
-        step = self._next_number(self.fit(start.variant), [], free, start) if free else None
+        step = self.next_number(self.fit(start.variant), [], free, start) if free else None
         return step[1] if step is not None else None
 
     def everywhere(self, start: Found) -> Found | None:
         """One number, changed wherever it stands with the value that it has, if that explains the step; with a name."""
         steps, free = start.variant.steps(self.merged.steps), self.free(alike, start.variant)
-        step = self._next_number(self.fit(start.variant), [], free, start) if free else None
+        step = self.next_number(self.fit(start.variant), [], free, start) if free else None
         if step is None or not self.scorer.is_explained(step[1].score) or not step[1].names:
             return None
-        found = self._apart(step[1], steps)
+        found = self.apart(step[1], steps)
         for change in found.variant.changes:  # at one place alone it is the same with less
             score = self.scorer.judged(start.variant + (change,))
             if self.scorer.is_explained(score) and score.rms <= REDUNDANT * found.score.rms:
@@ -85,7 +85,7 @@ class Numbers:
         return found
 
     @staticmethod
-    def _apart(found: Found, steps: Sequence[Step]) -> Found:
+    def apart(found: Found, steps: Sequence[Step]) -> Found:
         """A number of many steps as one change of each."""
         changes = list[Change]()
         intervals, names = dict(found.intervals), dict(found.names)
@@ -174,10 +174,10 @@ class Numbers:
                 return max(good, key=lambda f: len(f.names))
         return every
 
-    def _next_number(
+    def next_number(
         self, fit: Fit, chosen: list[Number], free: list[Number], start: Found
     ) -> tuple[Fitted, Found] | None:
-        """The number that, fitted together with those chosen, leaves least."""
+        """The number that, fitted together with those chosen, leaves least; with what was fitted."""
         at = torch.tensor([n.start for n in (*chosen, *free)], dtype=torch.float64)
         r, J = fit.columns((*chosen, *free), at)
         promise: list[tuple[float, Number]] = []

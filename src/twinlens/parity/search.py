@@ -10,6 +10,7 @@ from torch import Tensor
 
 from twinlens.fields import kind_of
 from twinlens.parity import hypotheses, orders, solving, weighing
+from twinlens.parity.afar import Afar, is_far
 from twinlens.parity.changes import Change, Leave, SetField, Variant, concerns, slot
 from twinlens.parity.merged import Merged
 from twinlens.parity.meter import Exhausted
@@ -91,6 +92,11 @@ class Search:
             return start
         if not thorough:
             return self.numbers.sharp(self.numbers.fewest(start))
+        if is_far(self.merged):
+            afar = Afar(self.numbers, self.spec, self.own, self.known)
+            if (found := afar.run(start)) is not None:
+                return found
+            like += [afar.nearest] if afar.nearest is not None else []
         found = self._compound() or self.numbers.everywhere(start)
         if found is not None:
             return found
