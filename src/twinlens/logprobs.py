@@ -29,8 +29,8 @@ BEST = 20
 def with_logprobs(spec: Spec) -> Spec:
     """The same model with the two rows that read its logits."""
     rows = (
+        Step(TOP, TopLogProbs(), ("logits", TOP_IDS)),  # first: it shows more
         Step(CHOSEN, ChosenLogProb(), ("logits", FOLLOWING)),
-        Step(TOP, TopLogProbs(), ("logits", TOP_IDS)),
     )
     return dataclasses.replace(spec, steps=(*spec.steps, *rows))
 

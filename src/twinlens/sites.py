@@ -122,8 +122,8 @@ def split(site: str) -> tuple[int | None, str]:
 
 @lru_cache(maxsize=1 << 14)
 def axes(site: str) -> tuple[str, ...]:
-    """The axes of a known site. Raises KeyError for an unknown one."""
-    layer, rest = split(site)
+    """The axes of a known site, also of one that is computed once more (`SITE@WORD`). Raises KeyError for others."""
+    layer, rest = split(site.partition("@")[0])
     return tuple((_MODEL if layer is None else _BLOCK)[rest].split())
 
 

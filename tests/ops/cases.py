@@ -77,8 +77,8 @@ Make = Callable[[Drawer, Callable[[st.SearchStrategy[Any]], Any]], Case]
 
 
 def _scores(t: Drawer, draw: Any) -> Case:
-    window, lowest = draw(st.sampled_from([None, 1, 3])), draw(between(-9, -1))
-    op = ops.Scores(draw(between(1, 20)), draw(between(3, 60)), window, masked=lowest)
+    window, chunk, lowest = draw(st.sampled_from([None, 1, 3])), draw(st.sampled_from([None, 2])), draw(between(-9, -1))
+    op = ops.Scores(draw(between(1, 20)), draw(between(3, 60)), window, chunk, masked=lowest)
     mask = torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])
     q, k = t.normal("b p h e"), t.normal("b s k e")
     return Case(op, (("b p h e", q), ("b s k e", k), ("b s", mask), ("p", torch.arange(5))))
@@ -95,7 +95,8 @@ def _mix(t: Drawer, draw: Any) -> Case:
 
 
 def _normalize(t: Drawer, draw: Any) -> Case:
-    return Case(ops.Normalize(eps=draw(between(1e-3, 1))), (("b p d", t.normal("b p d")),))
+    axes = draw(st.sampled_from(["b p d", "b p h e"]))
+    return Case(ops.Normalize(eps=draw(between(1e-3, 1))), ((axes, t.normal(axes)),))
 
 
 def _norm_weight(t: Drawer, draw: Any) -> Case:
@@ -203,13 +204,16 @@ def _router_logits(t: Drawer, draw: Any) -> Case:
 
 
 def _select(t: Drawer, draw: Any) -> Case:
-    return Case(ops.Select(draw(st.sampled_from([1, 3]))), (("b p x", t.normal("b p x")),), {"b": t.normal("x")})
+    axes, groups = draw(st.sampled_from([("b p x", 1), ("b p e", 3)]))
+    op = ops.Select(draw(st.sampled_from([1, 3])), groups=groups, top_groups=2)
+    return Case(op, ((axes, t.normal(axes)),), {"b": t.normal(axes[-1])})
 
 
 def _router_weights(t: Drawer, draw: Any) -> Case:
     logits = t.normal("b p x")
     chosen = logits.topk(2).indices
-    return Case(ops.RouterWeights(scale=draw(between(0.3, 3)), dtype=None), (("b p x", logits), ("b p t", chosen)))
+    op = ops.RouterWeights(scale=draw(between(0.3, 3)), dtype=None)
+    return Case(op, (("b p x", logits), ("b p t", chosen)), {"b": t.normal("x")})
 
 
 def _between_entries(sizes: Tensor) -> float:

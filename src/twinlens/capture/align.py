@@ -17,7 +17,7 @@ from twinlens.capture.matching import role
 from twinlens.capture.own import OwnWeights
 from twinlens.capture.placement import Anchor, Place, Placement, sizes_of
 from twinlens.capture.search import Match, Search, lowest
-from twinlens.capture.settling import multiplies, settled, unwidened
+from twinlens.capture.settling import multiplies, rounds, settled, unwidened
 from twinlens.capture.unseen import unseen
 from twinlens.capture.uses import SUMS, Use, added, root
 from twinlens.capture.values import near
@@ -123,8 +123,10 @@ class Aligner:
         x = operand.layout.ours(self.graph[operand.node], self.sizes)
         match = self._given(step, {read: x}, held)
         if match is not None:
-            node = self._with_adapters(settled(self.graph, match.node, self.spec.dtype, factors=False), first.x, step)
-            self.put(step.writes, node, match.layout, "weight+replay")
+            at = settled(
+                self.graph, match.node, self.spec.dtype, factors=False, coarser=not rounds(self.spec, step.writes)
+            )
+            self.put(step.writes, self._with_adapters(at, first.x, step), match.layout, "weight+replay")
 
     def _twins(self, site: str, operand: Place, held: list[Held]) -> None:
         """Other operands that hold the same values are the same site."""
@@ -225,9 +227,10 @@ class Aligner:
             if self._masks(site, match, value) or ahead.agrees(site, match):
                 anchored = "weight+replay" if self.anchors.of(step) else "replay"
                 factors = not multiplies(self.spec, step)
-                node = settled(self.graph, match.node, value.dtype, factors=factors)
+                coarser = not rounds(self.spec, site)
+                node = settled(self.graph, match.node, value.dtype, factors=factors, coarser=coarser)
                 self.put(site, node, match.layout, anchored)
-            if site in self.places and role(step) == "lookup" and bool(step.weights):
+            if site in self.places and ((role(step) == "lookup" and bool(step.weights)) or self._of_chosen(step)):
                 ahead.reconsider(step, value)
         if site not in self.places:
             ahead.place(step, value)
@@ -265,6 +268,11 @@ class Aligner:
         """Nodes from which a site must descend: those of the sites that it is computed from."""
         read = {r for step in self.spec.between(site, given) for r in step.reads if r in self.places}
         return tuple(self.search.moving(self.places[r].node for r in read))
+
+    def _of_chosen(self, step: Step) -> bool:
+        """Whether a step gives numbers of what was chosen: they may be changed once more before they are read."""
+        last = self.spec.at.get(step.reads[-1])
+        return last is not None and last.op.chooses
 
     # --- the result -----------------------------------------------------------------------------
 

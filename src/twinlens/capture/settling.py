@@ -9,24 +9,38 @@ import torch
 from twinlens.capture.graph import Graph
 from twinlens.capture.uses import FACTORS, MOVES, TURNS, by_a_number
 from twinlens.fields import kinds
+from twinlens.ops import Append
 from twinlens.spec import Spec, Step
 
 CASTS = frozenset(("to", "float", "double", "half", "bfloat16", "type", "type_as"))
 """Functions that change the dtype of entries."""
 
 
-def settled(graph: Graph, node: int, dtype: torch.dtype, *, factors: bool) -> int:
+def settled(graph: Graph, node: int, dtype: torch.dtype, *, factors: bool, coarser: bool = True) -> int:
     """The tensor that is read for the one in which a site's value was found.
 
     While nobody else reads it, a cast of it is the same site, up to where it has the dtype that is declared: what
     is cast from there on is the next step's own precision. So is the product with a number, where `factors` says
-    that the steps which read the site have none of their own that it could be.
+    that the steps which read the site have none of their own that it could be. With `coarser` false a rounding to less
+    than what is declared is the next step's, too: a cache's.
     """
     last = node
     for at in _changed(graph, node, factors=factors):
+        if not coarser and is_coarser(graph[at].dtype, dtype):
+            break
         if graph[at].dtype == dtype:
             last = at
     return last
+
+
+def is_coarser(a: torch.dtype, b: torch.dtype) -> bool:
+    """Whether a dtype holds less of a number than another one."""
+    return not a.is_floating_point or torch.finfo(a).eps > torch.finfo(b).eps
+
+
+def rounds(spec: Spec, site: str) -> bool:
+    """Whether it is kept in a cache, which may have a precision of its own."""
+    return any(isinstance(s.op, Append) for s in spec.readers.get(site, ()))
 
 
 def unwidened(graph: Graph, node: int, dtype: torch.dtype) -> int:

@@ -28,11 +28,19 @@ def wholes(graph: Graph, spec: Spec, weights: Weights) -> dict[str, int]:
     for names in _kinds(spec):
         tensors = [weights(name) for name in names]
         fit = [g for (shape, _), g in groups.items() if shape == tuple(tensors[0].shape) and len(g) == len(names)]
+        if len(fit) > 1 and not any(_alike(t, n.value) for g in fit for t, n in zip(tensors, g, strict=True)):
+            fit = [g for g in fit if not _is_another(g, spec, weights)]
         likes = [sum(map(_alike, tensors, (n.value for n in g))) for g in fit]
         best = [g for g, like in zip(fit, likes, strict=True) if like == max(likes) and (like or len(fit) == 1)]
         if len(best) == 1:
             found.update(zip(names, (n.index for n in best[0]), strict=True))
     return found
+
+
+def _is_another(group: list[Node], spec: Spec, weights: Weights) -> bool:
+    """Whether the leaves hold a weight that is told by its rows: a router's is as wide as a bias of its experts."""
+    rest = {w.name for s in spec.steps for a, w in s.weights if a not in s.op.weight_axes}
+    return all(any(_alike(weights(name), node.value) for name in rest) for node in group)
 
 
 def _kinds(spec: Spec) -> Iterator[list[str]]:

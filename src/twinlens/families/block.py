@@ -251,7 +251,7 @@ class Block:
         yield Step(f"{at}.hook_logits", op or RouterLogits(), (self.at(reads),), tuple(weights))
         beside = () if correction is None else (("b", Weight(f"{self.name}.{name}.{correction}")),)
         yield Step(f"{at}.hook_indices", select, (f"{at}.hook_logits",), beside)
-        yield Step(f"{at}.hook_weights", weigh, (f"{at}.hook_logits", f"{at}.hook_indices"))
+        yield Step(f"{at}.hook_weights", weigh, (f"{at}.hook_logits", f"{at}.hook_indices"), beside)
 
     def experts(
         self, name: str, op: Experts, *, bias: bool = False, transposed: bool = False, writes: str = "mlp.hook_out",

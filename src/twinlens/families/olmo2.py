@@ -21,7 +21,7 @@ def steps(c: Config, shape: Shape, dtype: torch.dtype) -> Iterator[Step]:
     """The rows of the model."""
     c.ignore("dropout is off in evaluation", "attention_dropout")
     norm = Norm.wide(c.get("rms_norm_eps", default=1e-5))
-    heads = Norm(norm.normalize.replace(flat=True), norm.weight.replace(flat=True))
+    heads = Norm(norm.normalize.replace(over="whole"), norm.weight.replace(flat=True))
     act, bias = rows.activation(c, "hidden_act", default="silu")[0], c.get("attention_bias", default=False)
     table = rotary(c, shape.head_width, torch.float32)  # transformers leaves its tables as they are computed
 

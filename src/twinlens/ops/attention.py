@@ -28,8 +28,9 @@ class Scores(Op):
 
     `scale` is the divisor (Vaswani et al. 2017, section 3.2.1), `softcap` the cap of Gemma 2
     (report, section 2), `window` the number of keys up to and including its own that a query sees
-    (None: all). A mask that is off by one is `causal="strict"` (a query does not see its own key) or `"ahead"` (it
-    sees the next one).
+    (None: all), `chunk` the length of the chunks beyond which none sees: query i sees key j where i // chunk is
+    j // chunk (Llama 4). A mask that is off by one is `causal="strict"` (a query does not see its own key) or
+    `"ahead"` (it sees the next one).
     """
 
     by_row: ClassVar[tuple[bool, ...]] = (True, False, False, True)
@@ -37,6 +38,7 @@ class Scores(Op):
     scale: float = number(parameter="attn.scale", within=FACTOR)
     softcap: float | None = number(None, parameter="attn.softcap", off=True, power=-2.0, within=FACTOR)
     window: int | None = integer(None, parameter="attn.window", off=True, shown_by="a prompt longer than the window")
+    chunk: int | None = integer(None, parameter="attn.chunk", off=True, shown_by="a prompt longer than a chunk")
     causal: str = choice("causal", "none", "strict", "ahead", parameter="attn.mask")
     padding: str = choice("masked", "ignored", parameter="attn.mask", shown_by="padding on the left")
     masked: float | None = number(
@@ -47,7 +49,7 @@ class Scores(Op):
     product: str = order("matmul", "einsum", "split", "float64")
 
     def thresholds(self) -> tuple[float, ...]:
-        return () if self.window is None else (self.window,)
+        return tuple(n for n in (self.window, self.chunk) if n is not None)
 
     def __call__(
         self,
@@ -80,6 +82,8 @@ class Scores(Op):
         see = torch.ones_like(behind, dtype=torch.bool) if self.causal == "none" else behind >= _NEAREST[self.causal]
         if self.window is not None:
             see = see & (behind < self.window)
+        if self.chunk is not None:
+            see = see & (slots[:, None] // self.chunk == keys[None, :] // self.chunk)
         see, real = see[None, None], mask[:, first:].bool()[:, None, None, :]
         return see & real if self.padding == "masked" else see.expand(len(mask), -1, -1, -1)
 
@@ -162,7 +166,7 @@ class Mix(Op):
     def _sdpa(self, ops: tuple[Op, ...], q: Tensor, k: Tensor, mask: Tensor, slots: Tensor, v: Tensor) -> Tensor:
         scores = ops[0]
         assert isinstance(scores, Scores)
-        near = scores.window is None or k.shape[1] < scores.window
+        near = all(n is None or k.shape[1] < n for n in (scores.window, scores.chunk))
         plain = scores.causal == "causal" and near and q.shape[1] == k.shape[1] and bool(mask.all())
         how: dict[str, Any] = {"is_causal": True}
         if not plain:

@@ -54,6 +54,10 @@ class Op:
         """
         return self(*reads, **weights).abs()
 
+    def rows_alone(self) -> tuple[bool, ...]:
+        """`by_row`, with the fields as they are; false of each read, where rows of the output need one another."""
+        return self.by_row
+
     def parts(self, entries: int, *reads: Any, **weights: Any) -> Iterator[tuple[Op, tuple[Any, ...], dict[str, Any]]]:
         """The same in parts, joined along the third axis of what is written, each with at most so many entries of a
         weight, so that none is ever there whole in a wider dtype. The default is all at once.

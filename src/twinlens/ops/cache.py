@@ -23,7 +23,9 @@ class Append(Op):
 
     by_row: ClassVar[tuple[bool, ...]] = (False, False)
 
-    dtype: torch.dtype | None = precision(None, torch.bfloat16, torch.float16, parameter="cache.dtype")
+    dtype: torch.dtype | None = precision(
+        None, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, parameter="cache.dtype"
+    )
     held: str = order("heads", "slots")
 
     def __call__(self, past: Float[Tensor, "b u *e"], new: Float[Tensor, "b p *e"]) -> Float[Tensor, "b s *e"]:

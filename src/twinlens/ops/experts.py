@@ -22,18 +22,21 @@ class Experts(Op):
     """Σ over a token's experts: weight · (V h + c), h = act(gate) · (up + shift), gate and up of U x + a.
 
     With `limit` gate is cut above it and up on both sides (gpt-oss). U [x, 2m, d] holds gates and ups as `layout` says,
-    V [x, d, m]. `kernel`: expert by expert, as torch's grouped product, or row by row.
+    V [x, d, m]. `weighed="input"`: the weight is on what an expert reads (Llama 4, as released), not on what it gives.
+    `kernel`: expert by expert, as torch's grouped product, or row by row.
     """
 
     by_row: ClassVar[tuple[bool, ...]] = (True, True, True)
     weight_axes: ClassVar[Mapping[str, str]] = {"U": "x o d", "V": "x d i", "a": "x o", "c": "x d"}
+    weight_parameters: ClassVar[Mapping[str, tuple[str, str]]] = dict.fromkeys("ac", ("bias", "mlp.hook_out"))
 
     act: str = choice(*ACTIVATION_NAMES, parameter="mlp.act")
-    slope: float = number(1.0, parameter="mlp.act", within=FACTOR)
+    slope: float = number(1.0, parameter="mlp.alpha", within=FACTOR)
     """Of the argument of the sigmoid in silu (1.702 in gpt-oss)."""
     shift: float = number(0.0, parameter="mlp.shift", signed=True, within=(-16.0, 16.0), natural=(0.0, 1.0))
     limit: float | None = number(None, parameter="mlp.limit", off=True, power=-2.0, within=FACTOR)
     layout: str = choice("gate_up", "up_gate", "interleaved", "interleaved_up_gate", parameter="mlp.gate_order")
+    weighed: str = choice("output", "input", parameter="router.apply")
     formula: str = order("plain", "kernel")
     product: str = order("linear", "matmul")
     kernel: str = order("loop", "grouped", "rows")
@@ -64,6 +67,10 @@ class Experts(Op):
             return active * up
         return (up + self.shift) * active
 
+    def factors(self, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What an expert's input is multiplied by, and what its output."""
+        return (None, weights) if self.weighed == "output" else (weights, None)
+
     def _parts(self, both: Tensor) -> tuple[Tensor, Tensor]:
         apart = self.layout.startswith("interleaved")
         first, second = (both[..., 0::2], both[..., 1::2]) if apart else both.chunk(2, dim=-1)
@@ -75,14 +82,16 @@ class Experts(Op):
     ) -> Tensor:  # fmt: skip
         rows, total = x.flatten(0, 1), torch.zeros_like(x).flatten(0, 1)
         for e, at, slot in _hit(chosen.flatten(0, 1), len(U)):
-            y = F.linear(rows[at], U[e], None if a is None else a[e])
+            before, after = self.factors(weights.flatten(0, 1)[at, slot, None])
+            read = _times(rows[at], before)
+            y = F.linear(read, U[e], None if a is None else a[e])
             gate, up = self._parts(y)
-            gate_size, up_size = self._parts(product_size(rows[at], U[e], None if a is None else a[e]))
+            gate_size, up_size = self._parts(product_size(read, U[e], None if a is None else a[e]))
             active = act_size(self.act, gate)
             steep = 2.0 * gate.abs() if self.act == "relu2" else 1.2
             h = active * (2 * (up + self.shift).abs() + up_size) + steep * gate_size * (up + self.shift).abs()
             out = product_size(h, V[e], None if c is None else c[e])
-            total.index_add_(0, at, out * weights.flatten(0, 1)[at, slot, None].abs() * 2)
+            total.index_add_(0, at, _times(out, None if after is None else after.abs()) * 2)
         return total.view(x.shape)
 
 
@@ -99,6 +108,10 @@ class WithShared(Op):
 
     def magnitude(self, chosen: Tensor, shared: Tensor) -> Tensor:
         return chosen.abs() + (self.factor * shared).abs()
+
+
+def _times(x: Tensor, factor: Tensor | None) -> Tensor:
+    return x if factor is None else x * factor
 
 
 def _like(x: Tensor, value: float) -> Tensor:
@@ -123,7 +136,8 @@ def _loop(
 
     total = torch.zeros_like(x)
     for e, at, slot in _hit(chosen, len(U)):
-        y = product(op.hidden(product(x[at], U, a, e)), V, c, e) * weights[at, slot, None]
+        before, after = op.factors(weights[at, slot, None])
+        y = _times(product(op.hidden(product(_times(x[at], before), U, a, e)), V, c, e), after)
         total = total.index_add(0, at, y.to(total.dtype))
     return total
 
@@ -140,8 +154,9 @@ def _grouped(
         y = F.grouped_mm(x.to(W.dtype), W.mT, offs=ends)
         return y if b is None else y + b[ids]
 
-    y = product(op.hidden(product(x[order // chosen.shape[1]], U, a)), V, c)
-    y = (y * weights.reshape(-1)[order].unsqueeze(-1))[order.argsort()]
+    before, after = op.factors(weights.reshape(-1)[order].unsqueeze(-1))
+    y = product(op.hidden(product(_times(x[order // chosen.shape[1]], before), U, a)), V, c)
+    y = _times(y, after)[order.argsort()]
     return y.view(len(x), chosen.shape[1], -1).sum(1).to(x.dtype)
 
 
@@ -158,8 +173,9 @@ def _rows(
             y = torch.bmm(W[ids], x.unsqueeze(-1)).squeeze(-1)
         return y if b is None else y + b[ids]
 
-    y = product(op.hidden(product(x.repeat_interleave(chosen.shape[1], 0), U, a)), V, c)
-    return (y * weights.reshape(-1, 1)).view(len(x), chosen.shape[1], -1).sum(1).to(x.dtype)
+    before, after = op.factors(weights.reshape(-1, 1))
+    y = product(op.hidden(product(_times(x.repeat_interleave(chosen.shape[1], 0), before), U, a)), V, c)
+    return _times(y, after).view(len(x), chosen.shape[1], -1).sum(1).to(x.dtype)
 
 
 _KERNELS = {"loop": _loop, "grouped": _grouped, "rows": _rows}

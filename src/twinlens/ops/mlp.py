@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from twinlens.fields import choice, order
+from twinlens.fields import choice, order, precision
 from twinlens.ops.base import Op
 from twinlens.shapes import Float
 
@@ -39,13 +40,18 @@ ACTIVATION_NAMES = tuple(ACTIVATIONS)
 
 @dataclass(frozen=True)
 class Activate(Op):
-    """act(x). `formula="kernel"` uses torch's own kernel where it has one."""
+    """act(x). `formula="kernel"` uses torch's own kernel where it has one.
+
+    `table` is a dtype to which argument and result are rounded, as by a table of all its numbers (llama.cpp's
+    `ggml_vec_gelu_f32`); None: neither is.
+    """
 
     act: str = choice(*ACTIVATION_NAMES, parameter="mlp.act")
     formula: str = order("plain", "kernel")
+    table: torch.dtype | None = precision(None, torch.bfloat16, torch.float16, parameter="mlp.dtype")
 
     def __call__(self, x: Float[Tensor, "b p m"]) -> Float[Tensor, "b p m"]:
-        return activated(self.act, self.formula, x)
+        return _through(self.table, lambda x: activated(self.act, self.formula, x), x)
 
     def magnitude(self, x: Tensor) -> Tensor:
         return act_size(self.act, x)
@@ -53,21 +59,27 @@ class Activate(Op):
 
 @dataclass(frozen=True)
 class Gate(Op):
-    """act(gate) · up (Shazeer 2020). `roles="up"` puts the activation on the other half."""
+    """act(gate) · up (Shazeer 2020). `roles="up"` puts the activation on the other half; `table` as in `Activate`."""
 
     by_row: ClassVar[tuple[bool, ...]] = (True, True)
 
     act: str = choice(*ACTIVATION_NAMES, parameter="mlp.act")
     roles: str = choice("gate", "up", parameter="mlp.gate_order", enters="mlp.hook_pre")
     formula: str = order("plain", "kernel")
+    table: torch.dtype | None = precision(None, torch.bfloat16, torch.float16, parameter="mlp.dtype")
 
     def __call__(self, gate: Float[Tensor, "b p m"], up: Float[Tensor, "b p m"]) -> Float[Tensor, "b p m"]:
         active, other = (gate, up) if self.roles == "gate" else (up, gate)
-        return activated(self.act, self.formula, active) * other
+        return _through(self.table, lambda x: activated(self.act, self.formula, x), active) * other
 
     def magnitude(self, gate: Tensor, up: Tensor) -> Tensor:
         active, other = (gate, up) if self.roles == "gate" else (up, gate)
         return 2 * act_size(self.act, active) * other.abs()
+
+
+def _through(table: torch.dtype | None, act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """An activation between two roundings."""
+    return act(x) if table is None else act(x.to(table).to(x.dtype)).to(table).to(x.dtype)
 
 
 def activated(name: str, formula: str, x: Tensor) -> Tensor:

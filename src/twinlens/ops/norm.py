@@ -22,7 +22,8 @@ class Normalize(Op):
     `kind="layer"` subtracts the mean first (Ba et al. 2016).
     `dtype` is that of the computation, `out` that of the result (None: as the input).
     `eps_place="outside"` is x / (sqrt(mean(x²)) + eps); `variance="unbiased"` divides the sum of squares by d - 1
-    (Bessel's correction, torch's default for `std` and `var`).
+    (Bessel's correction, torch's default for `std` and `var`). Where heads come in, `over="head"` takes each by itself
+    (Qwen 3), `"whole"` all of them together (OLMo 2).
     """
 
     removable: ClassVar[str | None] = "norm.missing"
@@ -33,12 +34,14 @@ class Normalize(Op):
     variance: str = choice("biased", "unbiased", parameter="norm.variance")
     dtype: torch.dtype | None = precision(torch.float32, None, torch.bfloat16, parameter="norm.dtype")
     out: torch.dtype | None = precision(None, torch.float32, parameter="norm.dtype")
-    flat: bool = size(False)
-    """Over all heads at once, where heads come in."""
+    over: str = choice("head", "whole", parameter="norm.width")
     division: str = order("rsqrt", "sqrt")
 
     def __call__(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
-        return self._normalized(x.flatten(2)).view(x.shape) if self.flat else self._normalized(x)
+        return self._normalized(x.flatten(2)).view(x.shape) if self._is_whole(x) else self._normalized(x)
+
+    def _is_whole(self, x: Tensor) -> bool:
+        return self.over == "whole" and x.ndim > 3
 
     def _normalized(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         h = cast(x, self.dtype)
@@ -55,10 +58,10 @@ class Normalize(Op):
 
     @property
     def scales_rows(self) -> bool:
-        return self.kind == "rms" and not self.flat
+        return self.kind == "rms" and self.over == "head"
 
     def magnitude(self, x: Tensor) -> Tensor:
-        return self._size(x.flatten(2)).view(x.shape) if self.flat else self._size(x)
+        return self._size(x.flatten(2)).view(x.shape) if self._is_whole(x) else self._size(x)
 
     def _size(self, x: Tensor) -> Tensor:
         layer = self.kind == "layer"
@@ -129,8 +132,8 @@ class NormWeight(Op):
 
     def fuses(self, ops: tuple[Op, ...]) -> bool:
         """torch's kernels have eps inside the root, and the mean of all squares of the last axis."""
-        plain = ("inside", "biased", False)
-        return all(isinstance(n, Normalize) and (n.eps_place, n.variance, n.flat) == plain for n in ops)
+        plain = ("inside", "biased", "head")
+        return all(isinstance(n, Normalize) and (n.eps_place, n.variance, n.over) == plain for n in ops)
 
     def _kernel(self, ops: tuple[Op, ...], x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         (normalize,) = ops

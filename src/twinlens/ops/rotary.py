@@ -21,8 +21,9 @@ class RotaryTable(Op):
     """cos or sin of position · base^(-2i/width), times the attention factor, the two halves alike.
 
     `scaling` stretches the frequencies (`twinlens.ops.scaling`), some kinds by how many positions are in use: those
-    of `among`. Frequencies and angles are computed in `dtype`; angles pass through `angle_dtype` and the table through
-    `table_dtype`; it is stored in `out`, the model's dtype.
+    of `among`. Frequencies and angles are computed in `dtype`; positions pass through `position_dtype` (in bfloat16
+    some stand at one place beyond 256), angles through `angle_dtype` and the table through `table_dtype`; it is stored
+    in `out`, the model's dtype.
     """
 
     by_row: ClassVar[tuple[bool, ...]] = (True, False)
@@ -49,6 +50,9 @@ class RotaryTable(Op):
     frequency_dtype: torch.dtype | None = precision(
         None, torch.bfloat16, torch.float16, parameter="rotary.dtype", tied=True
     )
+    position_dtype: torch.dtype | None = precision(
+        None, torch.bfloat16, torch.float16, parameter="rotary.dtype", tied=True
+    )
     angle_dtype: torch.dtype | None = precision(None, torch.bfloat16, parameter="rotary.dtype", tied=True)
     table_dtype: torch.dtype | None = precision(None, torch.bfloat16, parameter="rotary.dtype", tied=True)
     product: str = order("outer", "matmul", "divide")
@@ -56,7 +60,7 @@ class RotaryTable(Op):
     def __call__(
         self, positions: Int[Tensor, "b p"], among: Int[Tensor, "b all"] | None = None
     ) -> Float[Tensor, "b p r"]:
-        at = positions.to(self.dtype)
+        at = cast(positions, self.position_dtype).to(self.dtype)
         if self.product == "divide" and self.scaling is None:
             angles = at[..., None] / self._periods(positions.device)
         elif self.product == "divide":

@@ -6,32 +6,31 @@ steps together, numbers by derivative, the rest by trial; then the next on top o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
-from twinlens import sites
 from twinlens.parity import hypotheses, weighing
-from twinlens.parity.changes import Change, Feed, Leave, Rewire, SetField, Use, Variant, slot
-from twinlens.parity.fit import Number, numbers
-from twinlens.parity.merged import Merged
+from twinlens.parity.changes import Change, Feed, Leave, Rewire, SetField, Use, slot
+from twinlens.parity.fit import constants
 from twinlens.parity.numbers import Numbers
 from twinlens.parity.score import Found
 from twinlens.sites import any_layer, generic
-from twinlens.spec import Spec, Step
+from twinlens.spec import Spec
 
 _DEPTH = 3
 """Mistakes on top of one another."""
 _BEST = 3
 """Discrete ones with which numbers are fitted."""
+LOCAL = 0.5
+"""A number that by its derivative leaves less than this part is tried before anything else."""
+_STATES = 2
+"""Discrete ones on top of which others are tried."""
 _NEARER = 0.8
 """A mistake that leaves more than this is no ground to stand on."""
 
 Mistake = tuple[Change, ...]
-
-
-def is_far(merged: Merged) -> bool:
-    """Whether steps of several layers lie in the merged step."""
-    return len({sites.split(s.writes)[0] for s in merged.steps} - {None}) > 1
 
 
 class Afar:
@@ -39,36 +38,49 @@ class Afar:
 
     def __init__(self, estimates: Numbers, spec: Spec, own: dict[str, Any], known: frozenset[str]) -> None:
         self.numbers, self.scorer, self.merged, self.spec = estimates, estimates.scorer, estimates.merged, spec
-        found = [
-            *hypotheses.discrete(self.merged, spec, self.scorer.native),
-            *weighing.unseen(self.merged, spec, own, known),
-        ]
-        self.mistakes = list(together(found, spec))
+        self.own, self.known = own, known
         self.nearest: Found | None = None
+
+    @cached_property
+    def mistakes(self) -> list[Mistake]:
+        """In all like steps, then in those of one place of a layer: the likelier half first."""
+        weights = weighing.unseen(self.merged, self.spec, self.own, self.known)
+        found = [
+            *hypotheses.discrete(self.merged, self.spec, self.scorer.native),
+            *(use for use in weights if use.other in ("", use.name)),
+        ]
+        return list(together(found, self.spec))
 
     def run(self, start: Found) -> Found | None:
         """The mistakes that explain the step; `nearest` is what came near where none do."""
-        state = start
+        if (good := self._settled(self.numbers_of(start, LOCAL))) is not None:
+            return good
+        states = [start]
         for depth in range(_DEPTH):
-            tried = self._numbers(state)
-            if (good := self._settled(tried)) is not None:
-                return good
-            singles = self._singles(state)
-            if (good := self._settled(singles[:_BEST])) is not None:
-                return good
-            beside = [f for s in singles[:_BEST] for f in self._numbers(s)] if depth + 1 < _DEPTH else []
-            if (good := self._settled(beside)) is not None:
-                return good
-            best = min([*tried, *singles[:1], *beside], key=_distance, default=state)
-            if not best.score < state.score or best.score.rms > _NEARER * state.score.rms:
+            singles = list[Found]()
+            for state in states:
+                singles += self._singles(state)
+                if (good := self._settled(sorted(singles, key=_distance)[:_BEST])) is not None:
+                    return good
+            singles.sort(key=_distance)
+            fitted = list[Found]()
+            for state in (*states[:1], *(singles[:_BEST] if depth + 1 < _DEPTH else ())):
+                fitted += self.numbers_of(state, math.inf if state is states[0] else LOCAL)
+                if (good := self._settled(fitted[-1:])) is not None:
+                    return good
+            least = min(s.score.rms for s in states)
+            near = sorted(fitted, key=_distance)[:1]
+            states = [s for s in singles[:_STATES] if s.score.rms < least or s.score.support < start.score.support]
+            states += [s for s in near if s.score.rms < _NEARER * least]
+            if not states:
                 break
-            state = self.nearest = best
+            self.nearest = min(states, key=_distance)
         return None
 
-    def _numbers(self, state: Found) -> list[Found]:
-        """One number more, wherever it stands alike, nearest first."""
+    def numbers_of(self, state: Found, most: float = math.inf) -> list[Found]:
+        """One number more, wherever it stands alike, if by derivative it would leave no more than this part."""
         free = self.numbers.free(constants, state.variant)
-        step = self.numbers.next_number(self.numbers.fit(state.variant), [], free, state) if free else None
+        step = self.numbers.next_number(self.numbers.fit(state.variant), [], free, state, most) if free else None
         return [step[1]] if step is not None else []
 
     def _singles(self, state: Found) -> list[Found]:
@@ -93,33 +105,22 @@ class Afar:
         return None
 
 
-def constants(steps: Iterable[Step]) -> list[Number]:
-    """Each number of some steps that have it alike, as one number."""
-    steps = tuple(steps)
-    at = {s.writes: s for s in steps}
-    groups: dict[tuple[str, str, float | None], list[Number]] = {}
-    for n in numbers(steps):
-        groups.setdefault((type(at[n.site].op).__name__, n.name, n.value), []).append(n)
-    return [
-        Number(tuple(s for n in like for s in n.sites), like[0].name, like[0].kind, like[0].value)
-        for like in groups.values()
-    ]
-
-
 def together(changes: Iterable[Change], spec: Spec) -> Iterator[Mistake]:
     """Changes that are one mistake: alike in all like steps; and alike in those of one place in a layer."""
     everywhere: dict[tuple[Any, ...], list[Change]] = {}
     for change in changes:
         everywhere.setdefault(_mistake(change, spec), []).append(change)
+    yield from (tuple(like) for like in everywhere.values())
+    for (kind, *what), like in everywhere.items():
+        back = everywhere.get((kind, *what[:2], *reversed(what[2:]))) if kind == "SetField" else None
+        if back is not None and str(what[2]) < str(what[3]):  # layers of two kinds, each taken for the other
+            yield (*like, *back)
     for like in everywhere.values():
-        yield tuple(like)
         places: dict[str, list[Change]] = {}
         for change in like:
             places.setdefault(generic(change.site), []).append(change)
-        if len(places) > 1:
+        if len(places) > 1 and not isinstance(like[0], Feed):
             yield from (tuple(some) for some in places.values())
-        if len({sites.split(c.site)[0] for c in like}) == 1 and len(like) > 1:
-            yield from ((c,) for c in like)
 
 
 def _mistake(change: Change, spec: Spec) -> tuple[Any, ...]:
@@ -136,7 +137,7 @@ def _mistake(change: Change, spec: Spec) -> tuple[Any, ...]:
         case Rewire():
             return kind, change.value, generic(change.site)
         case Use():
-            return kind, any_layer(change.name), change.pattern if not change.other else any_layer(change.pattern)
+            return kind, any_layer(change.name), change.pattern
         case _:
             return kind, generic(change.site), getattr(change, "value", None)
 

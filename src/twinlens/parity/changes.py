@@ -12,6 +12,7 @@ from torch import Tensor
 from twinlens import sites
 from twinlens.fields import kind_of, kinds
 from twinlens.ops import Add
+from twinlens.parity.rebuilt import Rebuilt
 from twinlens.spec import Spec, Step, Weights
 
 
@@ -162,7 +163,7 @@ class Rewire:
         return "block.parallel"
 
 
-Change = SetField | Leave | Restore | Use | Feed | Rewire
+Change = SetField | Leave | Restore | Use | Feed | Rewire | Rebuilt
 
 
 @dataclass(frozen=True)
@@ -192,10 +193,13 @@ class Variant:
     def steps(self, steps: Iterable[Step]) -> tuple[Step, ...]:
         """The steps with the changes made."""
         by_site: dict[str, list[Change]] = {}
+        made = list(steps)
         for change in self.changes:
+            if isinstance(change, Rebuilt):
+                made = list(change.built(made))
+                continue
             for site in concerns(change):
                 by_site.setdefault(site, []).append(change)
-        made = list(steps)
         for i, step in enumerate(made):
             for change in by_site.get(step.writes, ()):
                 step = change.apply(step)
@@ -248,6 +252,8 @@ def _moved(change: SetField | Leave | Rewire, layer: int) -> Change:
 
 def concerns(change: Change) -> tuple[str, ...]:
     """The sites whose steps a change changes."""
+    if isinstance(change, Rebuilt):
+        return tuple(s.writes for s in change.steps)
     return change.sites if isinstance(change, SetField | Leave | Restore) else (change.site,)
 
 

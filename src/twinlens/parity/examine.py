@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from twinlens import sites
-from twinlens.parity import hypotheses, orders, weighing
-from twinlens.parity.changes import SetField, Use, Variant, slot
+from twinlens.parity import gauges, hypotheses, orders, structure, weighing
+from twinlens.parity.changes import SetField, Use, Variant, concerns, slot
 from twinlens.parity.elsewhere import Elsewhere, told
 from twinlens.parity.faint import faint
 from twinlens.parity.merged import Merged
@@ -25,7 +25,8 @@ _PARTIAL, _NEARLY_ALL = 0.5, 0.9
 other, since a choice without effect of its own has numbers beside it that can imitate much."""
 
 _ULPS = 30.0
-"""No constant brings a step further from rounding than this by a rounding of itself, which is 2 u of it at most."""
+"""No constant brings a step further from rounding than this by a rounding of itself, which is 2 u of it at most; nor
+does another order of evaluation."""
 
 _LESS = 9
 """Where the search of an alike step ended before it was through, the next is the shorter by this."""
@@ -46,6 +47,7 @@ class Examiner:
         self._no_orders: set[str] = set()
         self._in_vain: Counter[str] = Counter()
         self._tied: list[Variant] = []
+        self._whole: list[Variant] = []
         self._elsewhere = Elsewhere(spec)
         for site, variants in before._changes.items() if before is not None else ():
             self._changes[site] = list(variants)
@@ -68,16 +70,19 @@ class Examiner:
             self.diagnosis_cost += m.meter.spent - before
 
     def _look(self, m: Merged, hasty: bool, fixed: frozenset[str]) -> Examination:
-        order = self._order(m, Variant(), deep=sites.generic(m.target) not in self._no_orders)
-        if order is not None:
-            return Examination(m.target, "order", orders=order, exact=True)
-        sharper = orders.precision(m, Variant())
+        search = Search(m, self.spec, self.own, self.known, fixed)
+        ratio = search.base.ratio
+        if not m.is_far and (ratio.wide < _ULPS or any(s.op.chooses for s in m.steps)):  # an order may flip a choice
+            order = self._order(m, Variant(), deep=sites.generic(m.target) not in self._no_orders)
+            if order is not None:
+                return Examination(m.target, "order", orders=order, exact=True)
+        sharper = orders.precision(m, Variant()) if not m.is_far else None  # there, one hypothesis among others
         if sharper is not None:
             self._remember(self._changes, m, sharper)
             proof = "no declared precision gives these bits, this one gives every bit"
             return Examination(m.target, "explained", sharper, proof=proof, exact=True, exact_without_orders=True)
-        search = Search(m, self.spec, self.own, self.known, fixed)
-        ratio = search.base.ratio
+        if (constant := gauges.shifted(m, self.spec, ratio)) is not None:
+            return constant
         weights_differ = any(w.name in self.own for s in m.steps for _, w in s.weights)
         if ratio.is_close and not weights_differ:
             self._no_orders.add(sites.generic(m.target))
@@ -88,12 +93,12 @@ class Examiner:
             return Examination(m.target, "rounding", ratio=ratio)
         kind = sites.generic(m.target)
         patience = PATIENCE / (1 + self._in_vain[kind] * _LESS)
-        if hasty:
+        if hasty and not m.is_far:
             patience = min(HASTE, patience)
         found = search.run(self.proposals(m), thorough=not ratio.is_rounding, patience=patience)
         if found is None or not found.variant or not search.explains(found):
             self._in_vain[kind] += search.is_exhausted and not hasty
-            return replace(self._unsolved(m, search, found), is_unfinished=search.is_exhausted)
+            return replace(self._unsolved(m, search, found), is_unfinished=search.is_exhausted and not m.is_far)
         found = self._sharpened(search.scorer, search.rivals.renamed(found))
         return replace(self.solved(m, search.scorer, found), rivals=search.rivals.of(found))
 
@@ -137,8 +142,10 @@ class Examiner:
     def solved(self, m: Merged, scorer: Scorer, found: Found) -> Examination:
         """A step that changes explain."""
         self._remember(self._changes, m, found.variant)
+        if m.is_far:
+            self._whole.append(found.variant)
         bits = orders.matches(m, found.variant)
-        order = None if bits else self._order(m, found.variant)
+        order = None if bits or m.is_far else self._order(m, found.variant)
         return Examination(
             m.target,
             "explained",
@@ -210,7 +217,10 @@ class Examiner:
         known = self._changes.get(sites.generic(m.target), [])
         alike = [v for k in reversed(known) if layer is not None and (v := k.in_layer(layer))]
         tied = [v for k in reversed(self._tied) if (v := k.tied_to(m.steps))]
-        return [*([declared] if declared else []), *alike, *tied, *self._elsewhere.proposals(m)]
+        built = structure.like(self._tied, m, self.spec)
+        here = {s.writes for s in m.steps}
+        whole = [v for v in reversed(self._whole) if all(here.issuperset(concerns(c)) for c in v.changes)]
+        return [*([declared] if declared else []), *whole, *alike, *tied, *built, *self._elsewhere.proposals(m)]
 
     def _order(self, m: Merged, base: Variant, *, deep: bool = True) -> Variant | None:
         layer = sites.split(m.target)[0]

@@ -7,7 +7,7 @@ import math
 import torch
 
 from twinlens.parity.changes import SetField, Variant, slot
-from twinlens.parity.fit import numbers
+from twinlens.parity.fit import constants, numbers
 from twinlens.parity.numbers import Numbers
 from twinlens.parity.score import Found
 
@@ -24,7 +24,8 @@ it is believed only where it is a power of ten."""
 def faint(estimates: Numbers) -> Found | None:
     """One number that moves the step's entries as they are moved; None where what is seen may be rounding."""
     merged, scorer = estimates.merged, estimates.scorer
-    free = [n for n in numbers(merged.steps) if n.value is not None and not estimates.is_staged(n)]
+    every = (constants if merged.is_far else numbers)(merged.steps)
+    free = [n for n in every if n.value is not None and not estimates.is_staged(n)]
     if not free:
         return None
     fit = estimates.fit(Variant())

@@ -65,14 +65,16 @@ class Factor(Number):
 
 
 def factors(steps: Iterable[Step], weights: Weights, seen: Collection[str]) -> list[Factor]:
-    """One for each weight of some steps but those that were seen; biases are none of them, nor tables so large that
-    scaled copies would fill the memory: embeddings, whose steps have a factor of their own.
+    """One for each weight of some steps but those that were seen or stand in another's place; biases are none of them,
+    nor tables so large that scaled copies would fill the memory: embeddings, whose steps have a factor of their own.
     """
+    steps = tuple(steps)
+    known = set(seen).union(w.name for s in steps for _, w in s.weights if w.name.startswith("candidate:"))
     return [
         Factor((step.writes,), argument, _FACTOR, 1.0, weight.name, weights(weight.name))
         for step in steps
         for argument, weight in step.weights
-        if argument != "b" and weight.name not in seen and weights(weight.name).numel() <= LARGE
+        if argument != "b" and weight.name not in known and weights(weight.name).numel() <= LARGE
     ]
 
 
@@ -101,15 +103,21 @@ def numbers(steps: Iterable[Step]) -> list[Number]:
 
 def alike(steps: Iterable[Step]) -> list[Number]:
     """Each number that several of some steps have alike, as one number: a constant of the code is one everywhere."""
-    groups: dict[tuple[str, str, float | None], list[Number]] = {}
     steps = tuple(steps)
+    alone = {n.sites for n in numbers(steps)}
+    return [n for n in constants(steps) if n.sites not in alone]
+
+
+def constants(steps: Iterable[Step]) -> list[Number]:
+    """Each number of some steps, as one number where several have it alike."""
+    steps = tuple(steps)
+    groups: dict[tuple[str, str, float | None], list[Number]] = {}
     at = {s.writes: s for s in steps}
     for n in numbers(steps):
         groups.setdefault((type(at[n.site].op).__name__, n.name, n.value), []).append(n)
     return [
         Number(tuple(s for n in like for s in n.sites), like[0].name, like[0].kind, like[0].value)
         for like in groups.values()
-        if len(like) > 1
     ]
 
 

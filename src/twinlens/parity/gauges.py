@@ -17,7 +17,9 @@ from twinlens.parity.changes import Change, SetField, Use
 from twinlens.parity.hypotheses import show
 from twinlens.parity.merged import Merged, merge
 from twinlens.parity.meter import Meter
+from twinlens.parity.relative import is_near
 from twinlens.parity.result import Examination
+from twinlens.parity.rounding import Ratio
 from twinlens.parity.score import Scorer
 from twinlens.spec import Spec, Weights
 
@@ -26,17 +28,17 @@ _GONE = 0.01
 
 
 def carried_over(
-    spec: Spec, seen: Mapping[str, Tensor], weights: Weights, meter: Meter, examined: dict[str, Examination],
-    merged: Mapping[str, Merged],
+    spec: Spec, seen: Mapping[str, Tensor], weights: Weights, meter: Meter, examined: dict[str, Examination]
 ) -> list[str]:  # fmt: skip
     """What is a gauge, in words, layer by layer; the steps that it moved are rounding from then on."""
     words = [e.gauge for e in examined.values() if e.gauge]
-    words += _shifted(spec, merged, examined)
     for targets in _layers(examined):
         for end, inner in _ends(spec, seen, targets):
             worst = max(r.wide for t in targets if (r := examined[t].ratio) is not None)
             shown = {s: x for s, x in seen.items() if s not in inner}
             leads = [m for m in merge(spec, shown, weights, meter) if m.target == end or _passes(m, inner)]
+            if not all(map(is_near, leads)):
+                continue
             ratios = {m.target: Scorer(m, spec).base.ratio for m in leads}
             ratio = ratios[end]
             if all(r.is_rounding and r.wide < _GONE * worst for r in ratios.values()):
@@ -48,20 +50,18 @@ def carried_over(
     return words
 
 
-def _shifted(spec: Spec, merged: Mapping[str, Merged], examined: dict[str, Examination]) -> Iterator[str]:
+def shifted(m: Merged, spec: Spec, before: Ratio) -> Examination | None:
     """A constant per token on what the softmax of the next token reads: no probability changes."""
-    site = spec.steps[-1].writes
-    e = examined.get(site)
-    if e is None or e.status not in ("explained", "different"):
-        return
-    m = merged[site]
+    if m.target != "logits" or before.support:
+        return None
     shift = (m.value.double() - m.native().double()).mean(-1, keepdim=True)
-    whole = dataclasses.replace(m, sites={**m.sites, site: m.value.double() - shift})
+    whole = dataclasses.replace(m, sites={**m.sites, m.target: m.value.double() - shift})
     ratio = Scorer(whole, spec).base.ratio
-    if ratio.is_rounding and e.ratio is not None and ratio.wide < _GONE * e.ratio.wide:
-        examined[site] = Examination(site, "rounding", ratio=ratio)
-        low, high = (float(end) for end in shift.aminmax())
-        yield f"logits.shift: {low:.4g} to {high:.4g}, the same for all entries of a token: no probability changes"
+    if not ratio.is_rounding or ratio.wide >= _GONE * before.wide:
+        return None
+    low, high = (float(end) for end in shift.aminmax())
+    words = f"logits.shift: {low:.4g} to {high:.4g}, the same for all entries of a token: no probability changes"
+    return Examination(m.target, "rounding", ratio=ratio, gauge=words)
 
 
 def _passes(m: Merged, inner: list[str]) -> bool:
@@ -82,7 +82,8 @@ def _layers(examined: Mapping[str, Examination]) -> Iterator[list[str]]:
             at_fault = [t for t in within if examined[t].status in ("explained", "different")]
             targets = [t for t in at_fault if not kinds or _has(examined[t], *kinds)]
             used = not kinds or any(_has(examined[t], Use) for t in targets)
-            if used and len(targets) > 1 and targets != before:
+            alone = len(targets) == 1 and kinds == (Use,)  # a bias that the next step takes no notice of
+            if used and (len(targets) > 1 or alone) and targets != before:
                 yield targets
             before = targets
 

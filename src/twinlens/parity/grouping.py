@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twinlens import sites
 from twinlens.fields import kind_of
-from twinlens.parity.changes import ROUNDED, Change, Feed, Leave, Restore, Rewire, SetField, Use, slot, twins
+from twinlens.parity.changes import ROUNDED, Change, Feed, Leave, Rebuilt, Restore, Rewire, SetField, Use, slot, twins
 from twinlens.parity.result import Cause, Examination, Order
 from twinlens.spec import Spec, stored_name
 
@@ -98,6 +98,8 @@ def _cause(spec: Spec, change: Change, target: str, e: Examination, changed: Col
         described.append(f"{stored_name(change.name)}: {change.pattern}")
     if isinstance(change, Feed):
         described.append(f"{change.name} {change.value}")
+    if isinstance(change, Rebuilt):
+        described.append(change.words)
     described.append(e.proof)
     if e.rivals:
         described.append(f"not told here from {' or '.join(e.rivals)}")
@@ -131,7 +133,7 @@ def values(spec: Spec, change: Change) -> tuple[Any, Any]:
         return "present", None
     if isinstance(change, Restore):
         return None, "present"
-    if isinstance(change, Rewire):
+    if isinstance(change, Rewire | Rebuilt):
         return change.was, change.value
     return 0 if isinstance(change.value, int) else "as given", change.value
 
@@ -147,6 +149,8 @@ def _enters(spec: Spec, change: Change, changed: Collection[Any]) -> str:
     """The site where the vocabulary says that the parameter enters; of steps that share it the first that has it so."""
     if isinstance(change, Feed):
         return change.name
+    if isinstance(change, Rebuilt):
+        return change.enters
     if isinstance(change, Rewire):
         return sites.block(sites.split(change.site)[0] or 0, "hook_resid_mid")
     layer, op = sites.split(change.site)[0], spec.at[change.site].op

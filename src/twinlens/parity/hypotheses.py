@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from twinlens.inputs import evaluate
 from twinlens.ops import Add
 from twinlens.parity.changes import Change, Feed, Leave, Restore, Rewire, SetField, twins
 from twinlens.parity.merged import Merged
+from twinlens.parity.places import read_off
 from twinlens.parity.rounding import masked
 from twinlens.sites import axes, block, generic, split
 from twinlens.spec import Spec, Step
@@ -24,6 +26,7 @@ def discrete(merged: Merged, spec: Spec, native: torch.Tensor) -> Iterator[Chang
     yield from as_declared(merged)
     for step in merged.steps:
         if "positions" in step.reads:
+            yield from read_off(step, merged)
             yield from positions(step, merged)
     for step in merged.steps:
         for name, kind, now in kinds(step.op):
@@ -79,6 +82,16 @@ def defaults(merged: Merged) -> Iterator[tuple[Change, ...]]:
         if len(numbers) + len(choices) > 1:
             yield (*numbers, *choices)  # what a choice makes meaningless is the first to be dropped
         yield from ((c,) for c in numbers if c.value is not None)
+
+
+def exchanged(merged: Merged) -> Iterator[tuple[Change, ...]]:
+    """Two numbers of one parameter in each other's place: both bounds of a blend."""
+    for step in merged.steps:
+        found = [(n, k, v) for n, k, v in kinds(step.op) if k.name == "number" and v is not None]
+        for (a, of_a, x), (b, of_b, y) in combinations(found, 2):
+            tied = twins(merged.steps, step.writes, a)
+            if of_a.parameter == of_b.parameter and x != y and tied[0] == step.writes:
+                yield SetField(tied, a, y), SetField(twins(merged.steps, step.writes, b), b, x)
 
 
 def settings(merged: Merged) -> Iterator[tuple[Change, ...]]:
@@ -177,7 +190,8 @@ def integers(spec: Spec, step: Step, name: str, kind: Kind, now: int | None, hin
     }
     near = [] if now is None else [now - 1, now + 1, now // 2, now * 2, now // 4, now + 2]
     found = dict.fromkeys([*(v for v in elsewhere if v is not None), *hints, *near])
-    lowest = 1 if kind.off or (now or 0) > 0 else -8
+    counted = kind.multiple == 1 and any(f.name == name and f.default == 0 for f in dataclasses.fields(step.op))
+    lowest = 1 if kind.off or ((now or 0) > 0 and not counted) else -8
     return [v for v in found if v != now and v >= lowest and v % kind.multiple == 0]
 
 

@@ -19,6 +19,7 @@ from twinlens.parity.grouping import group_causes, group_orders, plain
 from twinlens.parity.merged import Merged, coming_in, stored
 from twinlens.parity.meter import Meter, work
 from twinlens.parity.reference import Computed, as_computed
+from twinlens.parity.relative import relative
 from twinlens.parity.result import Cause, Examination, Finding, Result, Verdict
 from twinlens.parity.rounding import by_rows, difference, equal, unmasked
 from twinlens.parity.sides import (
@@ -155,9 +156,8 @@ class Judge:
         seen.run(is_equal, lambda i, n: self.progress("replaying the candidate", i, n))
         result.cost, result.diagnosis_cost = self.meter.spent, seen.examiner.diagnosis_cost
         result.assumed = [n for n in spec.weight_names if n not in self.candidate.known and n not in self.candidate.own]
-        result.gauges = gauges.carried_over(
-            spec, self.candidate.sites, self.weights, self.meter, seen.examined, seen.merged
-        )
+        run = spec, self.candidate.sites, self.weights, self.meter, seen.examined
+        result.gauges = [*gauges.carried_over(*run), *relative(*run)]
         return seen.examined, {s: x for s, x in seen.natives.items() if s in self.reference.sites}
 
     def _finding(self, site: str, e: Examination | None, native: Tensor | None, same: bool) -> Finding:

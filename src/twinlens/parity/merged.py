@@ -16,7 +16,7 @@ from twinlens.ops.base import Op
 from twinlens.parity.changes import Variant
 from twinlens.parity.meter import Meter
 from twinlens.parity.rows import Noise, Rows
-from twinlens.sites import ASKED, INPUTS, by_slot, is_input
+from twinlens.sites import ASKED, INPUTS, by_slot, is_input, split
 from twinlens.spec import Spec, Step, Weights, evaluate, exact, units
 
 
@@ -59,6 +59,11 @@ class Merged:
         with torch.no_grad():
             values = {**self.sites, **replayed(self.steps[:-1], self._narrowed, self.weights, self.dtypes)}
         return [values[r] for r in self.steps[-1].reads]
+
+    @cached_property
+    def is_far(self) -> bool:
+        """Whether steps of several layers lie in it."""
+        return len({split(s.writes)[0] for s in self.steps} - {None}) > 1
 
     @cached_property
     def reads(self) -> tuple[str, ...]:
@@ -155,13 +160,19 @@ class Oracle:
     def __call__(self, variant: Variant, noise: Noise | None = None) -> Tensor:
         """The target under a variant's changes."""
         step, reads, arguments = self._last(variant, noise)
-        return self.merged.compared(_in_parts(step, reads, arguments), self.rows)
+        return self._compared(step, _in_parts(step, reads, arguments))
 
     def with_magnitude(self, variant: Variant) -> tuple[Tensor, Tensor]:
         """The target, and what one unit of roundoff in its own step is multiplied by."""
         step, reads, arguments = self._last(variant, None)
-        value = self.merged.compared(_in_parts(step, reads, arguments), self.rows)
-        return value, _in_parts(step, reads, arguments, _magnitude)
+        value = self._compared(step, _in_parts(step, reads, arguments))
+        return value, self._on_rows(step, _in_parts(step, reads, arguments, _magnitude))
+
+    def _compared(self, step: Step, value: Tensor) -> Tensor:
+        return self.merged.compared(self._on_rows(step, value), self.rows)
+
+    def _on_rows(self, step: Step, value: Tensor) -> Tensor:
+        return value if any(_by_row(step)) else self.rows.of(step.writes, value)
 
     def _last(self, variant: Variant, noise: Noise | None) -> tuple[Step, list[Tensor], dict[str, Tensor]]:
         """The target's own step, with all that it reads."""
@@ -226,14 +237,16 @@ def _in_parts(
 
 
 def _by_row(step: Step) -> tuple[bool, ...]:
-    by_row = step.op.by_row
+    by_row = step.op.rows_alone()
     return by_row[: len(step.reads)] + (True,) * (len(step.reads) - len(by_row))
 
 
 def _needed_whole(steps: Sequence[Step]) -> set[str]:
-    """Sites of which some later step needs every row."""
+    """Sites of which some later step needs every row, or whose own step gives them all."""
     whole: set[str] = set()
     for step in reversed(steps):
+        if not any(_by_row(step)):
+            whole.add(step.writes)
         for site, by_row in zip(step.reads, _by_row(step), strict=True):
             if step.writes in whole or not by_row:
                 whole.add(site)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twinlens.parity.changes import Change, Leave, SetField, Use, Variant, slot
 from twinlens.parity.closed_form import closed_form
-from twinlens.parity.fit import Fit, Fitted, Number, alike, factors, interval, numbers
+from twinlens.parity.fit import Fit, Fitted, Number, alike, constants, factors, interval, numbers
 from twinlens.parity.rounding import Scale
 from twinlens.parity.rows import Rows
 from twinlens.parity.score import MOSTLY, REDUNDANT, Found, Scorer
@@ -94,7 +94,10 @@ class Numbers:
             if not isinstance(change, SetField):
                 changes.append(change)
                 continue
-            for tied in (sites for (site, name), sites in each.items() if name == change.name and site in change.sites):
+            here = [sites for (site, name), sites in each.items() if name == change.name and site in change.sites]
+            if not here:  # no number
+                changes.append(change)
+            for tied in here:
                 changes.append(SetField(tied, change.name, change.value))
                 new, old = slot(changes[-1]), slot(change)
                 intervals |= {new: intervals[old]} if old in intervals else {}
@@ -109,7 +112,9 @@ class Numbers:
         return [
             n
             for n in of(base.steps(self.merged.steps))
-            if not gone.union(self.fixed).intersection(n.sites) and not taken.intersection((s, n.name) for s in n.sites)
+            if self.spec.at.keys() >= set(n.sites)  # of rows that are declared
+            and not gone.union(self.fixed).intersection(n.sites)
+            and not taken.intersection((s, n.name) for s in n.sites)
         ]
 
     def factors(self, steps: Iterable[Step]) -> list[Number]:
@@ -129,7 +134,7 @@ class Numbers:
     def is_off_by_ulps(self) -> bool:
         """Whether one number, moved by no more than two roundings of itself, explains the step: an order (rule 3)."""
         fit, u = self.fit(Variant()), torch.finfo(self.merged.value.dtype).eps / 2
-        for n in self.free(numbers, Variant()):
+        for n in self.free(constants if self.merged.is_far else numbers, Variant()):
             if n.value is None or self.is_staged(n):
                 continue
             value = fit.run([n]).values[0]
@@ -175,9 +180,12 @@ class Numbers:
         return every
 
     def next_number(
-        self, fit: Fit, chosen: list[Number], free: list[Number], start: Found
+        self, fit: Fit, chosen: list[Number], free: list[Number], start: Found, most: float = math.inf
     ) -> tuple[Fitted, Found] | None:
-        """The number that, fitted together with those chosen, leaves least; with what was fitted."""
+        """The number that, fitted together with those chosen, leaves least; with what was fitted.
+
+        None where by its derivative each would leave more than `most`, a part of the error.
+        """
         at = torch.tensor([n.start for n in (*chosen, *free)], dtype=torch.float64)
         r, J = fit.columns((*chosen, *free), at)
         promise: list[tuple[float, Number]] = []
@@ -191,6 +199,8 @@ class Numbers:
                 else r - columns @ _lstsq(columns, r)
             )
             promise.append((float(left.norm()), n))
+        if min((left for left, _ in promise), default=0.0) > most * float(r.norm()):
+            return None
         tried: list[tuple[Fitted, Found]] = []
         done = float("inf")
         likely = sorted(promise, key=self._promise)[:_TRIED]

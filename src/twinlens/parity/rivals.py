@@ -31,6 +31,8 @@ class Rivals:
         A factor of hidden rotary tables and a divisor of the scores move the same entries in the same way; sqrt(12)
         for 4 is likelier than 1.0746 for 1, and so is what is a plain multiple of what it was.
         """
+        if len(self.scorer.merged.steps) > _STEPS:
+            return found
         for change in found.variant.changes:
             if not isinstance(change, SetField) or change.value is None or slot(change) in found.names:
                 continue

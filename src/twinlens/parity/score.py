@@ -23,7 +23,7 @@ NEARLY = 0.03
 """The same where only the wide scale says rounding: it may be many times what a step errs (docs/rounding.md)."""
 REDUNDANT = 1.5
 """A change is dropped if without it the distance grows by no more: rounding differs from draw to draw by as much."""
-IMPOSSIBLE = (ValueError, RuntimeError, AssertionError, ZeroDivisionError, OverflowError)
+IMPOSSIBLE = (ValueError, TypeError, RuntimeError, AssertionError, ZeroDivisionError, OverflowError)
 """What an operation raises for fields that it cannot compute with."""
 
 

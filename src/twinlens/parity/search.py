@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import TypeGuard
 
 from torch import Tensor
 
 from twinlens.fields import kind_of
-from twinlens.parity import hypotheses, orders, solving, weighing
-from twinlens.parity.afar import Afar, is_far
+from twinlens.parity import hypotheses, orders, solving, structure, weighing
+from twinlens.parity.afar import LOCAL, Afar
 from twinlens.parity.changes import Change, Leave, SetField, Variant, concerns, slot
 from twinlens.parity.merged import Merged
 from twinlens.parity.meter import Exhausted
@@ -70,7 +71,7 @@ class Search:
         meter.limit = meter.runs + patience
         try:
             found = self._run(proposals, thorough=thorough)
-            return self._left_out(found) if found is not None and self._settled(found) else found
+            return self._left_out(found) if not self.merged.is_far and self._settled(found) else found
         except Exhausted:
             self.is_exhausted = True
         finally:
@@ -90,10 +91,12 @@ class Search:
         start = self._with_seen_weights(start, own.changes)
         if start.variant and self.is_explained(start.score):
             return start
+        afar = Afar(self.numbers, self.spec, self.own, self.known) if self.merged.is_far else None
+        if not thorough and afar is not None:
+            return next((f for f in map(self.numbers.sharp, afar.numbers_of(start, LOCAL)) if f is not None), None)
         if not thorough:
             return self.numbers.sharp(self.numbers.fewest(start))
-        if is_far(self.merged):
-            afar = Afar(self.numbers, self.spec, self.own, self.known)
+        if afar is not None:
             if (found := afar.run(start)) is not None:
                 return found
             like += [afar.nearest] if afar.nearest is not None else []
@@ -139,7 +142,7 @@ class Search:
     def _judged(self, found: Found) -> Found:
         return replace(found, score=self.scorer.judged(found.variant))
 
-    def _settled(self, found: Found | None) -> bool:
+    def _settled(self, found: Found | None) -> TypeGuard[Found]:
         return found is not None and self.is_explained(found.score)
 
     def _compound(self) -> Found | None:
@@ -254,7 +257,8 @@ class Search:
 
     @cached_property
     def _compounds(self) -> list[Hypothesis]:
-        made = [*hypotheses.everywhere(self.merged), *hypotheses.settings(self.merged)]
+        m = self.merged
+        made = [*hypotheses.everywhere(m), *hypotheses.settings(m), *hypotheses.exchanged(m)]
         if len(self.merged.steps) > 1:
             made += weighing.exchanged(self.merged, self.spec, self.known)
         return made
@@ -275,6 +279,7 @@ class Search:
             *solving.solved(self.merged, native, mask, self.known),
             *self._compounds,
             *hypotheses.defaults(self.merged),
+            *((c,) for c in structure.rebuilt(self.merged, self.spec)),
         ]
 
     def _numbers_of(self, found: Found) -> list[Found]:

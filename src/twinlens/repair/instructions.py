@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from twinlens.parity.changes import Feed, Leave, Restore, Rewire, SetField, Use
+from twinlens.parity.changes import Feed, Leave, Rebuilt, Restore, Rewire, SetField, Use
 from twinlens.parity.result import Cause, Order
 
 
@@ -44,7 +44,7 @@ def instructions(causes: Iterable[Cause], orders: Iterable[Order]) -> list[Instr
             ):
                 made.append(Instruction("weight", cause.parameter, (change.site,), seen, change.name))
             else:
-                assert isinstance(change, Leave | Restore | Feed | Use | Rewire)
+                assert isinstance(change, Leave | Restore | Feed | Use | Rewire | Rebuilt)
                 made.append(Instruction("other", cause.parameter, (change.site,), seen))
     for order in orders:
         for change in order.changes:

@@ -161,7 +161,7 @@ def _(m: Model) -> None:
 )
 def _(m: Model) -> None:
     """Positions are multiplied by two, where only the base should grow past the trained length."""
-    called(m, lambda ids, given: {"position_ids": 2 * torch.arange(ids.shape[1])[None]})
+    method(m.model.rotary_emb, tables(lambda p, f: 2 * p.float() * f))
 
 
 @exhibit(

@@ -61,7 +61,7 @@ def _(m: Model) -> None:
 @exhibit(
     "gelu-f16-table",
     "gpt2",
-    Want("mlp.act", layers=ALL3),
+    Want("mlp.dtype", layers=ALL3),
     build={"dtype": torch.float32},
     source="ggml-org/llama.cpp, ggml/src/ggml-cpu/vec.h",
 )
@@ -152,7 +152,7 @@ def _gate(m: Model, f: Model) -> None:
 @exhibit(
     "gpt-oss-gate-up-halves-for-interleaved",
     "gpt_oss",
-    Want("mlp.gate_order", "interleaved", "halves", ALL4),
+    Want("mlp.gate_order", "interleaved", "gate_up", ALL4),
     source="huggingface/transformers, models/gpt_oss",
 )
 def _(m: Model) -> None:

@@ -319,6 +319,23 @@ def _(m: Model) -> None:
         method(a.k_norm, forward)
 
 
+@exhibit(
+    "llama4-qknorm-across-heads",
+    "qwen3",
+    Want("norm.width", layers=ALL3),
+    source="vllm-project/vllm#16311",
+)
+def _(m: Model) -> None:
+    """Queries and keys are normed over all heads together, where Qwen 3 takes each by itself."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.weight * rms(x.float().flatten(2), eps_of(self)).view(x.shape).to(x.dtype)
+
+    for a in attentions(m):
+        method(a.q_norm, forward)
+        method(a.k_norm, forward)
+
+
 def _after_rotation(m: Model) -> None:
     plain = file_of(m).apply_rotary_pos_emb
     at = iter(())

@@ -330,7 +330,7 @@ def _(m: Model) -> None:
 @exhibit(
     "deepseek-rope-interleave-ignored",
     "deepseek_v3",
-    Want("rotary.layout", "interleaved", "half", ALL3),
+    Want("rotary.layout", "interleaved_to_half", "half", ALL3),
     source="huggingface/transformers, models/deepseek_v3 (rope_interleave)",
 )
 def _(m: Model) -> None:

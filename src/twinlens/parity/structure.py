@@ -1,0 +1,292 @@
+"""How a layer may be put together otherwise than it is declared, as rows: what is in sequence, where norms stand, what
+other layers of the model have.
+
+Each hypothesis is of a whole layer. A merged step is tried with those rows of it that change what the step computes;
+sites whose own rows are other ones are computed anew, since a tensor may stand under the name of what it was taken for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from twinlens.ops import Add, NormWeight, WithShared
+from twinlens.parity.changes import Rebuilt, Variant
+from twinlens.parity.merged import Merged
+from twinlens.sites import axes, block, by_slot, generic, split
+from twinlens.spec import Spec, Step
+
+_AGAIN = "@again"
+"""Behind the name of a site that is computed once more, from something else."""
+
+
+@dataclass(frozen=True)
+class Otherwise:
+    """Rows of one layer that are others, or new."""
+
+    rows: tuple[Step, ...]
+    word: str
+    enters: str
+    was: Any
+    value: Any
+    words: str
+
+    def at(self, merged: Merged, spec: Spec) -> Rebuilt | None:
+        """What that changes of one merged step; None where it does not."""
+        changed = {s.writes: s for s in self.rows}
+        new = [s for s in self.rows if s.writes not in spec.at]
+        made = dataclasses.replace(spec, steps=(*new, *spec.replace_steps(changed).steps))
+        shown = [s for s in merged.sites if s not in changed and s in spec.at and s != merged.target and not by_slot(s)]
+        own = {s.writes: s for s in merged.steps}
+        steps = tuple(s for s in made.between(merged.target, shown) if own.get(s.writes) != s)
+        if not steps or not changed.keys() & {s.writes for s in steps}:
+            return None
+        return Rebuilt(merged.target, steps, self.word, self.enters, self.was, self.value, self.words)
+
+
+def rebuilt(merged: Merged, spec: Spec) -> Iterator[Rebuilt]:
+    """What a merged step may be in a layer that is put together otherwise."""
+    layer = next((at for s in reversed(merged.steps) if (at := split(s.writes)[0]) is not None), None)
+    if layer is None:
+        return
+    seen = set[tuple[Step, ...]]()
+    for other in otherwise(spec, layer):
+        change = other.at(merged, spec)
+        if change is not None and change.steps not in seen:
+            seen.add(change.steps)
+            yield change
+
+
+def like(known: Iterable[Variant], merged: Merged, spec: Spec) -> Iterator[Variant]:
+    """What other steps were explained by, as this one would have it."""
+    kinds = {c.kind for v in known for c in v.changes if isinstance(c, Rebuilt)}
+    if kinds:
+        yield from (Variant((c,)) for c in rebuilt(merged, spec) if c.kind in kinds)
+
+
+def otherwise(spec: Spec, layer: int) -> Iterator[Otherwise]:
+    """The ways in which a layer may be put together, likeliest first."""
+    rows = _rows(spec, layer)
+    yield from in_sequence(rows, layer)
+    yield from overwritten(rows, layer)
+    yield from norms_before(spec, layer)
+    yield from norms_exchanged(rows)
+    yield from norms_shared(rows)
+    yield from as_in_other_layers(spec, layer)
+
+
+def _rows(spec: Spec, layer: int) -> dict[str, Step]:
+    return {s.writes: s for s in spec.steps if split(s.writes)[0] == layer}
+
+
+# branches -------------------------------------------------------------------------------------------------------
+
+
+def in_sequence(rows: Mapping[str, Step], layer: int) -> Iterator[Otherwise]:
+    """Of two branches that are added to the stream, the second reads the stream with the first one added."""
+    for end in rows.values():
+        stream, *branches = end.reads
+        if isinstance(end.op, Add) and len(branches) == 2 and all(b in rows for b in branches):
+            mid = Step(f"{stream}{_AGAIN}", Add(), (stream, branches[0]))
+            made = tuple(_behind(rows, branches[1], branches[0], {stream: mid.writes}))
+            if made:
+                yield Otherwise(
+                    (mid, *made), "block.parallel", block(layer, "hook_resid_mid"), "parallel", "sequential",
+                    "the second branch reads the stream with the first one added",
+                )  # fmt: skip
+
+
+def overwritten(rows: Mapping[str, Step], layer: int) -> Iterator[Otherwise]:
+    """Experts that all tokens share read what the chosen ones give: one tensor was written over."""
+    for end in rows.values():
+        if isinstance(end.op, WithShared) and all(r in rows for r in end.reads):
+            chosen, shared = end.reads
+            above, branch = set(_above(rows, chosen)), list(_above(rows, shared))
+            given = [r for s in branch if s not in above for r in rows[s].reads if r in above]
+            if given:
+                yield Otherwise(
+                    tuple(_behind(rows, shared, chosen, {given[0]: chosen})), "experts.shared",
+                    block(layer, "hook_mlp_out"), "what the chosen read", "what the chosen give",
+                    "the shared experts read what the chosen ones give",
+                )  # fmt: skip
+
+
+def _behind(rows: Mapping[str, Step], branch: str, before: str, moved: dict[str, str]) -> Iterator[Step]:
+    """The rows of a branch that read what is given to both, reading it as it is after the other branch; what is made of
+    that for both, a norm, is made once more.
+    """
+    first = set(_above(rows, before))
+    for site in reversed(list(_above(rows, branch))):
+        step = rows[site]
+        if site in first:
+            if any(r in moved for r in step.reads):
+                moved[site] = f"{site}{_AGAIN}"
+                yield dataclasses.replace(step, writes=moved[site], reads=_with(step.reads, moved))
+        elif any(r in moved for r in step.reads):
+            yield dataclasses.replace(step, reads=_with(step.reads, moved))
+
+
+def _above(rows: Mapping[str, Step], site: str) -> Iterator[str]:
+    """A site of the layer and those that it is computed from, the last ones first."""
+    needed = {site}
+    for name, step in reversed(list(rows.items())):
+        if name in needed:
+            yield name
+            needed.update(step.reads)
+
+
+def _with(reads: Iterable[str], moved: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(moved.get(r, r) for r in reads)
+
+
+# norms ----------------------------------------------------------------------------------------------------------
+
+
+def _norms(rows: Mapping[str, Step]) -> list[tuple[Step, Step]]:
+    """The two rows of each norm."""
+    ends = [s for s in rows.values() if isinstance(s.op, NormWeight) and s.reads[0] in rows]
+    return [(rows[s.reads[0]], s) for s in ends]
+
+
+def norms_before(spec: Spec, layer: int) -> Iterator[Otherwise]:
+    """Norms of what sublayers give, each instead of what its sublayer reads; then also with the site of the stream at
+    what the sublayer reads, in every layer.
+    """
+    layers = sorted({at for s in spec.steps if (at := split(s.writes)[0]) is not None})
+    norms = {at: list(_after_sublayers(_rows(spec, at))) for at in layers}
+    enters = next((normalize.writes for normalize, *_ in norms[layer]), "")
+    here = [s for n in norms[layer] for s in _before(spec, *n)]
+    there = [s for at in layers for n in norms[at] for s in _before(spec, *n, apart=True)]
+    for made in (here, _with_streams(there, spec)):
+        if enters:
+            yield Otherwise(
+                tuple(made), "norm.order", enters, "after the sublayer", "before the sublayer",
+                "what a sublayer reads is normed, not what it gives",
+            )  # fmt: skip
+
+
+def _after_sublayers(rows: Mapping[str, Step]) -> Iterator[tuple[Step, Step, str, tuple[str, ...]]]:
+    """Norms of what a sublayer gives: their two rows, the stream that it reads, the steps that read it."""
+    for normalize, weight in _norms(rows):
+        given = normalize.reads[0]
+        above = list(_above(rows, given))
+        stream = next((r for r in above if isinstance(rows[r].op, Add)), given)
+        if stream != given and axes(stream) == axes(weight.writes):
+            yield normalize, weight, stream, tuple(r for r in above if stream in rows[r].reads)
+
+
+def _before(
+    spec: Spec, normalize: Step, weight: Step, stream: str, entries: tuple[str, ...], *, apart: bool = False
+) -> Iterator[Step]:
+    """The rows of a norm that stands before its sublayer. `apart`: the stream's site is what the sublayer reads."""
+    if apart:
+        yield dataclasses.replace(spec.at[stream], writes=f"{stream}{_AGAIN}")
+        yield Step(stream, Add(), (weight.writes,))
+    else:
+        yield from (_instead(spec.at[s], stream, weight.writes) for s in entries)
+    yield dataclasses.replace(normalize, reads=(f"{stream}{_AGAIN}" if apart else stream,))
+    yield from (_instead(s, weight.writes, normalize.reads[0]) for s in spec.readers[weight.writes])
+
+
+def _with_streams(rows: Iterable[Step], spec: Spec) -> list[Step]:
+    """With all sums of the stream reading the stream itself, where it is apart from what a sublayer reads."""
+    made = {s.writes: s for s in rows}
+    apart = {s.removesuffix(_AGAIN): s for s in made if s.endswith(_AGAIN)}
+    sums = [s for s in spec.steps if isinstance(s.op, Add) and s.writes not in apart]
+    made |= {s.writes: s for s in sums}
+    return [dataclasses.replace(s, reads=_with(s.reads, apart)) if isinstance(s.op, Add) else s for s in made.values()]
+
+
+def _instead(step: Step, read: str, other: str) -> Step:
+    return dataclasses.replace(step, reads=_with(step.reads, {read: other}))
+
+
+def norms_exchanged(rows: Mapping[str, Step]) -> Iterator[Otherwise]:
+    """A norm and what stands next to it, the rotation of queries and keys, in each other's place."""
+    made, enters = list[Step](), ""
+    for normalize, weight in _norms(rows):
+        for step in rows.values():
+            if step.reads[0] == weight.writes and step.op.removable and not isinstance(step.op, type(normalize.op)):
+                before = dataclasses.replace(
+                    step, writes=f"{step.writes}{_AGAIN}", reads=(*normalize.reads, *step.reads[1:])
+                )
+                made += [before, dataclasses.replace(normalize, reads=(before.writes,)), _copy(step, weight.writes)]
+                enters = enters or normalize.writes
+    if made:
+        yield Otherwise(
+            tuple(made), "norm.order", enters, "norm, then rotation", "rotation, then norm",
+            "queries and keys are normed after their rotation",
+        )  # fmt: skip
+
+
+def norms_shared(rows: Mapping[str, Step]) -> Iterator[Otherwise]:
+    """A norm with weight and bias of another one of the layer."""
+    ends = [weight for _, weight in _norms(rows)]
+    for here in ends:
+        for other in ends:
+            names, theirs = dict(here.weights), dict(other.weights)
+            if here is not other and len(names) > 1 and names.keys() == theirs.keys() and _alike(here, other):
+                yield Otherwise(
+                    (dataclasses.replace(here, weights=other.weights),), "norm.shared", here.writes,
+                    "its own", split(other.writes)[1].partition(".")[0], f"weight and bias of {generic(other.writes)}",
+                )  # fmt: skip
+
+
+def _alike(a: Step, b: Step) -> bool:
+    return axes(a.writes) == axes(b.writes)
+
+
+def _copy(step: Step, of: str) -> Step:
+    return Step(step.writes, Add(), (of,))
+
+
+# other layers ---------------------------------------------------------------------------------------------------
+
+
+def as_in_other_layers(spec: Spec, layer: int) -> Iterator[Otherwise]:
+    """The rows that other layers of the model have and this one has not, with their weights; what both have stays."""
+    layers = dict[int, list[Step]]()
+    for step in spec.steps:
+        at = split(step.writes)[0]
+        if at is not None and all(
+            split(r)[0] in (None, at) for r in step.reads
+        ):  # what enters a layer is no part of it
+            layers.setdefault(at, []).append(step)
+    own, seen = _structure(layers.get(layer, ())), list[Any]()
+    for other in sorted(layers, key=lambda n: (abs(n - layer), n)):
+        theirs = _structure(layers[other])
+        if theirs == own or theirs in seen:
+            continue
+        seen.append(theirs)
+        moved = [_there(s, layer, spec) for s in layers[other]]
+        rows = [s for s in moved if spec.at.get(s.writes) != s]
+        new = [s for s in rows if s.writes not in spec.at]
+        gone = [s for s in layers[layer] if s.writes not in {m.writes for m in moved}]
+        first = (new or gone or rows)[0]
+        word = next((s.op.removable for s in new or gone if s.op.removable), None)
+        part = split(first.writes)[1].partition(".")[0]
+        was, value = (
+            (None, "present") if new and not gone else ("present", None) if gone and not new else ("own", "other")
+        )
+        yield Otherwise(
+            tuple(rows), word or f"{part}.layers", first.writes, was, value, f"its rows are those of layer {other}"
+        )
+
+
+def _structure(rows: Iterable[Step]) -> set[Any]:
+    return {(generic(s.writes), type(s.op).__name__, tuple(map(generic, s.reads))) for s in rows}
+
+
+def _there(step: Step, layer: int, spec: Spec) -> Step:
+    """A row of another layer in this one: its own operation and weights where it has a row like that."""
+
+    def move(site: str) -> str:
+        return site if split(site)[0] is None else block(layer, split(site)[1])
+
+    moved = dataclasses.replace(step, writes=move(step.writes), reads=tuple(map(move, step.reads)))
+    own = spec.at.get(moved.writes)
+    if own is None or type(own.op) is not type(step.op):
+        return moved
+    return dataclasses.replace(own, reads=moved.reads)
