@@ -77,7 +77,10 @@ def shown(sites: Mapping[str, Tensor], tokens: Tensor, mask: Tensor, like: Mappi
     if "logits" not in sites:
         return {}
     values = F.log_softmax(sites["logits"].float(), dim=-1)
-    ids = like[TOP_IDS].long() if TOP_IDS in like else values.topk(min(BEST, values.shape[-1]), dim=-1).indices
+    if TOP_IDS in like and TOP in like:
+        ids = _ids(like[TOP_IDS], like[TOP], values.shape[-1]).to(values.device)
+    else:
+        ids = values.topk(min(BEST, values.shape[-1]), dim=-1).indices
     next_ids = following(tokens, mask)[..., None]
     chosen = values.gather(-1, next_ids.clamp_min(0)).masked_fill(next_ids < 0, 0.0)
     return {CHOSEN: chosen[:, :-1, 0], TOP: values.gather(-1, ids.clamp_min(0)), TOP_IDS: ids}

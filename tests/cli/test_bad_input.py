@@ -108,8 +108,6 @@ def test_what_comes_later_is_said(models: Path, refused: Refused) -> None:
     assert "give auto" in refused("compare", same, same, "--probe", "long")
     assert "leave one out" in refused("compare", same, same, "--probe", "auto", "--text", "a")
     assert "give --markdown" in refused("compare", same, same, "--html", "x.html")
-    for sites in ("logits", "logprobs"):
-        assert "all, sublayers or residual" in refused("compare", same, same, "--sites", sites)
 
 
 def test_a_command_line_that_does_not_parse(models: Path, refused: Refused) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,64 +11,9 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.ops.drawn import Case, Drawer, between
 from twinlens import ops
-from twinlens.fields import kinds
-from twinlens.ops import REGISTRY, Op
-
-SIZES = {"b": 2, "p": 5, "s": 5, "h": 4, "k": 2, "e": 6, "d": 12, "m": 10, "v": 11, "f": 48,
-         "x": 5, "t": 2, "y": 9, "n": 14, "j": 1, "z": 3, "D": 16, "F": 16, "M": 8, "u": 3}  # fmt: skip
-INTEGERS = ("tokens", "positions", "mask", "slots")
-
-
-@dataclass(frozen=True, repr=False)
-class Case:
-    """An operation, its reads as (axes, tensor), its weights."""
-
-    op: Op
-    reads: tuple[tuple[str, Tensor], ...]
-    weights: dict[str, Tensor] = field(default_factory=dict)
-
-    def __call__(self, op: Op | None = None) -> Tensor:
-        op = op or self.op
-        written = op(*(t for _, t in self.reads), **self.weights)
-        if not op.chooses:
-            return written
-        exact = self.to(torch.float64)
-        return op.exact().compared(written, *(t for _, t in exact.reads), **exact.weights)
-
-    def __repr__(self) -> str:
-        return f"Case({self.op!r})"
-
-    def to(self, dtype: torch.dtype) -> Case:
-        """The same with tensors of another dtype."""
-        return dataclasses.replace(
-            self,
-            reads=tuple((a, t.to(dtype) if t.is_floating_point() else t) for a, t in self.reads),
-            weights={name: t.to(dtype) for name, t in self.weights.items()},
-        )
-
-    def magnitude(self) -> Tensor:
-        exact = self.to(torch.float64)
-        return exact.op.exact().magnitude(*(t for _, t in exact.reads), **exact.weights)
-
-
-class Drawer:
-    """Tensors of one seed and one size."""
-
-    def __init__(self, seed: int, size: float) -> None:
-        self.generator, self.size = torch.Generator().manual_seed(seed), size
-
-    def normal(self, axes: str) -> Tensor:
-        shape = [SIZES[a] for a in axes.split()]
-        return self.size * torch.randn(shape, generator=self.generator, dtype=torch.float64)
-
-    def whole(self, axes: str, below: int) -> Tensor:
-        return torch.randint(below, [SIZES[a] for a in axes.split()], generator=self.generator)
-
-
-def between(low: float, high: float) -> st.SearchStrategy[float]:
-    return st.floats(low, high)
-
+from twinlens.ops import REGISTRY
 
 Make = Callable[[Drawer, Callable[[st.SearchStrategy[Any]], Any]], Case]
 
@@ -213,7 +155,7 @@ def _router_weights(t: Drawer, draw: Any) -> Case:
     logits = t.normal("b p x")
     chosen = logits.topk(2).indices
     op = ops.RouterWeights(scale=draw(between(0.3, 3)), dtype=None)
-    return Case(op, (("b p x", logits), ("b p t", chosen)), {"b": t.normal("x")})
+    return Case(op, (("b p x", logits), ("b p t", chosen)), {"b": t.normal("x").abs()})
 
 
 def _between_entries(sizes: Tensor) -> float:
@@ -225,10 +167,12 @@ def _between_entries(sizes: Tensor) -> float:
 
 def _experts(t: Drawer, draw: Any) -> Case:
     x, weights = t.normal("b p D"), {"U": t.normal("x F D"), "V": t.normal("x D M"), "a": t.normal("x F")}
-    first = torch.einsum("bpd,xfd->bpxf", x, weights["U"]) + weights["a"]
+    on = t.normal("b p t")
+    read = torch.cat((torch.ones_like(on[..., :1]), on), dim=-1)[..., None] * x[:, :, None]
+    first = torch.einsum("bptd,xfd->bptxf", read, weights["U"]) + weights["a"]
     limit = _between_entries(first.abs().flatten())
     op = ops.Experts(slope=draw(between(1.1, 2)), shift=draw(between(0.3, 1)), limit=limit)
-    reads = (("b p D", x), ("b p t", t.normal("b p x").topk(2).indices), ("b p t", t.normal("b p t")))
+    reads = (("b p D", x), ("b p t", t.normal("b p x").topk(2).indices), ("b p t", on))
     return Case(op, reads, weights | {"c": t.normal("x D")})
 
 
@@ -245,11 +189,20 @@ def _append(t: Drawer, draw: Any) -> Case:
     return Case(ops.Append(), (("b u k e", t.normal("b u k e")), ("b p k e", t.normal("b p k e"))))
 
 
+def _chosen_log_prob(t: Drawer, draw: Any) -> Case:
+    return Case(ops.ChosenLogProb(), (("b p v", t.normal("b p v")), ("b p", t.whole("b p", 11))))
+
+
+def _top_log_probs(t: Drawer, draw: Any) -> Case:
+    return Case(ops.TopLogProbs(), (("b p v", t.normal("b p v")), ("b p t", t.whole("b p t", 11) - 1)))
+
+
 MAKE: dict[str, Make] = {
     "Activate": _activate,
     "Add": _add,
     "Append": _append,
     "Branch": _branch,
+    "ChosenLogProb": _chosen_log_prob,
     "Embed": _embed,
     "Experts": _experts,
     "Gate": _gate,
@@ -269,21 +222,17 @@ MAKE: dict[str, Make] = {
     "Select": _select,
     "SharedKey": lambda t, draw: Case(ops.SharedKey(5), (("b p n", t.normal("b p n")),)),
     "Softmax": _softmax,
+    "TopLogProbs": _top_log_probs,
     "Span": lambda t, draw: Case(ops.Span(2, 7), (("b p n", t.normal("b p n")),)),
     "Unembed": _unembed,
     "WithShared": _with_shared,
 }
-OURS = sorted(name for name, op in REGISTRY.items() if op.__module__.startswith("twinlens."))
+OURS = sorted(
+    name for name, op in REGISTRY.items() if op.__module__.startswith("twinlens.") and not name.startswith("_")
+)
 
 
 @st.composite
 def cases(draw: Any, name: str) -> Case:
     seed, size = draw(st.integers(0, 2**32 - 1)), draw(st.sampled_from([0.1, 1.0, 5.0]))
     return MAKE[name](Drawer(seed, size), draw)
-
-
-def each(op: Op, *names: str) -> Iterator[Op]:
-    """The operation with every combination of the alternatives of its fields of these kinds."""
-    options = {name: kind.alternatives for name, kind, _ in kinds(op) if kind.name in names}
-    for values in itertools.product(*options.values()):
-        yield op.replace(**dict(zip(options, values, strict=True)))

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.ops.cases import MAKE, OURS, Case, cases, each
+from tests.ops.cases import MAKE, OURS, cases
+from tests.ops.drawn import Case, each
 from twinlens.fields import from_smooth, kind_of, kinds, to_smooth
 from twinlens.ops import REGISTRY, Op
 
@@ -212,7 +213,7 @@ def test_parts_are_the_whole(name: str, data: st.DataObject, entries: int) -> No
     assert largest <= (table.numel() if name == "Embed" else max(entries, block.numel()))
 
 
-_OTHERWISE = ("RouterLogits", "Select", "Unembed")
+_OTHERWISE = ("ChosenLogProb", "RouterLogits", "Select", "TopLogProbs", "Unembed")
 """What their dtype says is what they store; a choice is whole numbers."""
 
 

@@ -1,4 +1,4 @@
-"""The command line: `twinlens compare | record | show | explain | demo`.
+"""The command line: `twinlens compare | record | show | explain | lint | museum | demo`.
 
 This file is the border: what comes out of the rest as an exception leaves here as one line on
 standard error and an exit status.

@@ -202,6 +202,64 @@ def lint(
     return linting.lint(path, source, json)
 
 
+museum = typer.Typer(
+    help="Divergences that happened between implementations of one model, to look at and to try.", rich_markup_mode=None
+)
+app.add_typer(museum, name="museum")
+
+
+@museum.command("list", short_help="All exhibits.")
+def museum_list(
+    wing: Annotated[str | None, typer.Option(help="Only those of one wing: rotary, norms, …")] = None,
+) -> int:
+    """All exhibits by name, wing by wing, with what is at fault and who reported it.
+
+    \b
+    Examples:
+      twinlens museum list
+      twinlens museum list --wing rotary
+    """  # noqa: D301
+    from twinlens.cli import showroom
+
+    return showroom.show_all(wing)
+
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="An exhibit, as `twinlens museum list` names it.")]
+
+
+@museum.command("show", short_help="What one exhibit is.")
+def museum_show(name: Name) -> int:
+    """What was planted in which model, what must be said of it, how it is run, who reported it.
+
+    \b
+    Example:
+      twinlens museum show gemma2-scale-14-97-vs-16
+    """  # noqa: D301
+    from twinlens.cli import showroom
+
+    return showroom.show(name)
+
+
+@museum.command("run", short_help="Compare one exhibit.")
+def museum_run(
+    name: Name,
+    sites: Annotated[Sites, typer.Option(help="How much is seen of the candidate.")] = Sites.all,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+) -> int:
+    """Plant an exhibit in a live model of transformers, compare, and say whether what is said of it is right.
+
+    Exit status: 0 it is, 1 it is not, 2 could not run.
+
+    \b
+    Examples:
+      twinlens museum run gemma2-scale-14-97-vs-16
+      twinlens museum run causal-mask-missing --sites logprobs
+    """  # noqa: D301
+    from twinlens.cli import showroom
+
+    return showroom.run(name, sites, dtype)
+
+
 @app.command(short_help="See it work on real weights.")
 def demo() -> int:
     """Real weights, real implementations: the same model or not, why, mended.

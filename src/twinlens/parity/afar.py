@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+from twinlens.fields import kinds, to_smooth
 from twinlens.parity import hypotheses, weighing
 from twinlens.parity.changes import Change, Feed, Leave, Rewire, SetField, Use, slot
-from twinlens.parity.fit import constants
+from twinlens.parity.fit import Number, constants
 from twinlens.parity.numbers import Numbers
 from twinlens.parity.score import Found
 from twinlens.sites import any_layer, generic
-from twinlens.spec import Spec
+from twinlens.spec import Spec, Step
 
 _DEPTH = 3
 """Mistakes on top of one another."""
@@ -25,6 +26,7 @@ _BEST = 3
 """Discrete ones with which numbers are fitted."""
 LOCAL = 0.5
 """A number that by its derivative leaves less than this part is tried before anything else."""
+_GRID = (0.5, 0.7, 0.85, 1.2, 1.4, 2.0)
 _STATES = 2
 """Discrete ones on top of which others are tried."""
 _NEARER = 0.8
@@ -49,7 +51,7 @@ class Afar:
             *hypotheses.discrete(self.merged, self.spec, self.scorer.native),
             *(use for use in weights if use.other in ("", use.name)),
         ]
-        return list(together(found, self.spec))
+        return [*together(found, self.spec), *levelled(self.merged.steps)]
 
     def run(self, start: Found) -> Found | None:
         """The mistakes that explain the step; `nearest` is what came near where none do."""
@@ -63,7 +65,9 @@ class Afar:
                 if (good := self._settled(sorted(singles, key=_distance)[:_BEST])) is not None:
                     return good
             singles.sort(key=_distance)
-            fitted = list[Found]()
+            fitted = [] if depth else self._grid(start)
+            if (good := self._settled(fitted)) is not None:
+                return good
             for state in (*states[:1], *(singles[:_BEST] if depth + 1 < _DEPTH else ())):
                 fitted += self.numbers_of(state, math.inf if state is states[0] else LOCAL)
                 if (good := self._settled(fitted[-1:])) is not None:
@@ -82,6 +86,21 @@ class Afar:
         free = self.numbers.free(constants, state.variant)
         step = self.numbers.next_number(self.numbers.fit(state.variant), [], free, state, most) if free else None
         return [step[1]] if step is not None else []
+
+    def _grid(self, state: Found) -> list[Found]:
+        """Numbers fitted from further off, for a function that jumps on the way, as where experts are chosen."""
+        if not any(s.op.chooses for s in self.merged.steps):
+            return []
+        tried = list[tuple[tuple[int, float], Number, float]]()
+        for n in self.numbers.free(constants, state.variant):
+            for value in (n.value * f for f in _GRID) if n.value else ():
+                score = self.scorer.score(state.variant + (n.change(value),))
+                tried.append(((score.support, score.rms), n, value))
+        fit, found = self.numbers.fit(state.variant), list[Found]()
+        for _, n, value in sorted(tried, key=lambda t: t[0])[:_BEST]:
+            near = self.numbers.found(fit.run([n], [to_smooth(n.kind, value)]), state)
+            found += [near] if near is not None else []
+        return found
 
     def _singles(self, state: Found) -> list[Found]:
         found = list[Found]()
@@ -121,6 +140,22 @@ def together(changes: Iterable[Change], spec: Spec) -> Iterator[Mistake]:
             places.setdefault(generic(change.site), []).append(change)
         if len(places) > 1 and not isinstance(like[0], Feed):
             yield from (tuple(some) for some in places.values())
+
+
+def levelled(steps: Sequence[Step]) -> Iterator[Mistake]:
+    """A field that like steps have in several values, in one of them everywhere: what tells the layers apart was not
+    read.
+    """
+    groups: dict[tuple[str, str, str], dict[Any, list[str]]] = {}
+    for step in steps:
+        for name, kind, value in kinds(step.op):
+            if kind.name in ("number", "integer", "choice"):
+                key = (type(step.op).__name__, generic(step.writes), name)
+                groups.setdefault(key, {}).setdefault(value, []).append(step.writes)
+    for (_, _, name), values in groups.items():
+        for one in values if len(values) > 1 else ():
+            others = [site for value, at in values.items() if value != one for site in at]
+            yield tuple(SetField((site,), name, one) for site in others)
 
 
 def _mistake(change: Change, spec: Spec) -> tuple[Any, ...]:

@@ -214,6 +214,7 @@ class Variant:
     def inputs(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The tensors with the inputs that were fed instead."""
         fed = {f"candidate:{c.name}": c.tensor for c in self.changes if isinstance(c, Feed)}
+        fed |= {name: tensor for c in self.changes if isinstance(c, Rebuilt) for name, tensor in c.given}
         return {**inputs, **fed} if fed else inputs
 
     def tied_to(self, steps: tuple[Step, ...]) -> Variant:

@@ -51,6 +51,11 @@ class Found:
     """Whether another step has the same, so that it needs less proof here."""
 
 
+def by_key(site: str) -> bool:
+    """Whether its last axis is that of keys, of which there are as many on both sides."""
+    return axes(site)[-1] == "s"
+
+
 _FAR = Score(10**12, float("inf"), Ratio(float("inf"), float("inf")))
 """Of what cannot be computed."""
 
@@ -92,7 +97,8 @@ class Scorer:
             native = self.merged.stepwise(variant)
         except IMPOSSIBLE:
             return _FAR
-        if native.shape[:-1] != self.merged.value.shape[:-1]:
+        shape = self.merged.value.shape
+        if native.shape[:-1] != shape[:-1] or (by_key(site) and native.shape != shape):
             return _FAR
         error = difference(site, self.rows.of(site, self.merged.value), self.rows.of(site, native))
         apart = support(site, self.merged.value, native, self.merged.sites["mask"])

@@ -33,6 +33,8 @@ _DEPTH = 3
 PATIENCE = 150_000
 """Steps that one search runs at most: some twenty seconds where each takes no time to speak of. What explains a step
 is found in less."""
+FAR = 500
+"""From far away each run is one of the whole model: no more than this many of them."""
 HASTE = 15_000
 """At a first look at each step: what another one shows may explain it at once."""
 _COMPOUND = 0.1
@@ -68,6 +70,8 @@ class Search:
     def run(self, proposals: Iterable[Variant], *, thorough: bool, patience: float = PATIENCE) -> Found | None:
         """The changes that explain the step, or the best that were found; None where nothing helps."""
         meter = self.merged.meter
+        if self.merged.is_far:
+            patience = min(patience, FAR * len(self.merged.steps))
         meter.limit = meter.runs + patience
         try:
             found = self._run(proposals, thorough=thorough)
@@ -257,8 +261,7 @@ class Search:
 
     @cached_property
     def _compounds(self) -> list[Hypothesis]:
-        m = self.merged
-        made = [*hypotheses.everywhere(m), *hypotheses.settings(m), *hypotheses.exchanged(m)]
+        made = [*hypotheses.everywhere(self.merged), *hypotheses.settings(self.merged)]
         if len(self.merged.steps) > 1:
             made += weighing.exchanged(self.merged, self.spec, self.known)
         return made
@@ -279,6 +282,7 @@ class Search:
             *solving.solved(self.merged, native, mask, self.known),
             *self._compounds,
             *hypotheses.defaults(self.merged),
+            *hypotheses.exchanged(self.merged),
             *((c,) for c in structure.rebuilt(self.merged, self.spec)),
         ]
 

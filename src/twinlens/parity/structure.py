@@ -9,41 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from twinlens.ops import Add, NormWeight, WithShared
-from twinlens.parity.changes import Rebuilt, Variant
+from twinlens.parity.changes import Variant
 from twinlens.parity.merged import Merged
-from twinlens.sites import axes, block, by_slot, generic, split
+from twinlens.parity.rebuilt import AGAIN, Otherwise, Rebuilt
+from twinlens.parity.slots import from_the_cache
+from twinlens.sites import axes, block, generic, split
 from twinlens.spec import Spec, Step
-
-_AGAIN = "@again"
-"""Behind the name of a site that is computed once more, from something else."""
-
-
-@dataclass(frozen=True)
-class Otherwise:
-    """Rows of one layer that are others, or new."""
-
-    rows: tuple[Step, ...]
-    word: str
-    enters: str
-    was: Any
-    value: Any
-    words: str
-
-    def at(self, merged: Merged, spec: Spec) -> Rebuilt | None:
-        """What that changes of one merged step; None where it does not."""
-        changed = {s.writes: s for s in self.rows}
-        new = [s for s in self.rows if s.writes not in spec.at]
-        made = dataclasses.replace(spec, steps=(*new, *spec.replace_steps(changed).steps))
-        shown = [s for s in merged.sites if s not in changed and s in spec.at and s != merged.target and not by_slot(s)]
-        own = {s.writes: s for s in merged.steps}
-        steps = tuple(s for s in made.between(merged.target, shown) if own.get(s.writes) != s)
-        if not steps or not changed.keys() & {s.writes for s in steps}:
-            return None
-        return Rebuilt(merged.target, steps, self.word, self.enters, self.was, self.value, self.words)
 
 
 def rebuilt(merged: Merged, spec: Spec) -> Iterator[Rebuilt]:
@@ -52,8 +28,8 @@ def rebuilt(merged: Merged, spec: Spec) -> Iterator[Rebuilt]:
     if layer is None:
         return
     seen = set[tuple[Step, ...]]()
-    for other in otherwise(spec, layer):
-        change = other.at(merged, spec)
+    for other in otherwise(spec, layer, merged.sites):
+        change = other.at(merged.target, merged.steps, merged.sites, spec)
         if change is not None and change.steps not in seen:
             seen.add(change.steps)
             yield change
@@ -66,18 +42,20 @@ def like(known: Iterable[Variant], merged: Merged, spec: Spec) -> Iterator[Varia
         yield from (Variant((c,)) for c in rebuilt(merged, spec) if c.kind in kinds)
 
 
-def otherwise(spec: Spec, layer: int) -> Iterator[Otherwise]:
+def otherwise(spec: Spec, layer: int, seen: Mapping[str, Tensor]) -> Iterator[Otherwise]:
     """The ways in which a layer may be put together, likeliest first."""
-    rows = _rows(spec, layer)
+    rows = rows_of(spec, layer)
     yield from in_sequence(rows, layer)
     yield from overwritten(rows, layer)
     yield from norms_before(spec, layer)
     yield from norms_exchanged(rows)
     yield from norms_shared(rows)
     yield from as_in_other_layers(spec, layer)
+    yield from from_the_cache(rows, spec, seen)
 
 
-def _rows(spec: Spec, layer: int) -> dict[str, Step]:
+def rows_of(spec: Spec, layer: int) -> dict[str, Step]:
+    """The rows of one layer, by what they write."""
     return {s.writes: s for s in spec.steps if split(s.writes)[0] == layer}
 
 
@@ -89,7 +67,7 @@ def in_sequence(rows: Mapping[str, Step], layer: int) -> Iterator[Otherwise]:
     for end in rows.values():
         stream, *branches = end.reads
         if isinstance(end.op, Add) and len(branches) == 2 and all(b in rows for b in branches):
-            mid = Step(f"{stream}{_AGAIN}", Add(), (stream, branches[0]))
+            mid = Step(f"{stream}{AGAIN}", Add(), (stream, branches[0]))
             made = tuple(_behind(rows, branches[1], branches[0], {stream: mid.writes}))
             if made:
                 yield Otherwise(
@@ -122,7 +100,7 @@ def _behind(rows: Mapping[str, Step], branch: str, before: str, moved: dict[str,
         step = rows[site]
         if site in first:
             if any(r in moved for r in step.reads):
-                moved[site] = f"{site}{_AGAIN}"
+                moved[site] = f"{site}{AGAIN}"
                 yield dataclasses.replace(step, writes=moved[site], reads=_with(step.reads, moved))
         elif any(r in moved for r in step.reads):
             yield dataclasses.replace(step, reads=_with(step.reads, moved))
@@ -155,7 +133,7 @@ def norms_before(spec: Spec, layer: int) -> Iterator[Otherwise]:
     what the sublayer reads, in every layer.
     """
     layers = sorted({at for s in spec.steps if (at := split(s.writes)[0]) is not None})
-    norms = {at: list(_after_sublayers(_rows(spec, at))) for at in layers}
+    norms = {at: list(_after_sublayers(rows_of(spec, at))) for at in layers}
     enters = next((normalize.writes for normalize, *_ in norms[layer]), "")
     here = [s for n in norms[layer] for s in _before(spec, *n)]
     there = [s for at in layers for n in norms[at] for s in _before(spec, *n, apart=True)]
@@ -182,18 +160,18 @@ def _before(
 ) -> Iterator[Step]:
     """The rows of a norm that stands before its sublayer. `apart`: the stream's site is what the sublayer reads."""
     if apart:
-        yield dataclasses.replace(spec.at[stream], writes=f"{stream}{_AGAIN}")
+        yield dataclasses.replace(spec.at[stream], writes=f"{stream}{AGAIN}")
         yield Step(stream, Add(), (weight.writes,))
     else:
         yield from (_instead(spec.at[s], stream, weight.writes) for s in entries)
-    yield dataclasses.replace(normalize, reads=(f"{stream}{_AGAIN}" if apart else stream,))
+    yield dataclasses.replace(normalize, reads=(f"{stream}{AGAIN}" if apart else stream,))
     yield from (_instead(s, weight.writes, normalize.reads[0]) for s in spec.readers[weight.writes])
 
 
 def _with_streams(rows: Iterable[Step], spec: Spec) -> list[Step]:
     """With all sums of the stream reading the stream itself, where it is apart from what a sublayer reads."""
     made = {s.writes: s for s in rows}
-    apart = {s.removesuffix(_AGAIN): s for s in made if s.endswith(_AGAIN)}
+    apart = {s.removesuffix(AGAIN): s for s in made if s.endswith(AGAIN)}
     sums = [s for s in spec.steps if isinstance(s.op, Add) and s.writes not in apart]
     made |= {s.writes: s for s in sums}
     return [dataclasses.replace(s, reads=_with(s.reads, apart)) if isinstance(s.op, Add) else s for s in made.values()]
@@ -210,7 +188,7 @@ def norms_exchanged(rows: Mapping[str, Step]) -> Iterator[Otherwise]:
         for step in rows.values():
             if step.reads[0] == weight.writes and step.op.removable and not isinstance(step.op, type(normalize.op)):
                 before = dataclasses.replace(
-                    step, writes=f"{step.writes}{_AGAIN}", reads=(*normalize.reads, *step.reads[1:])
+                    step, writes=f"{step.writes}{AGAIN}", reads=(*normalize.reads, *step.reads[1:])
                 )
                 made += [before, dataclasses.replace(normalize, reads=(before.writes,)), _copy(step, weight.writes)]
                 enters = enters or normalize.writes
@@ -249,12 +227,10 @@ def as_in_other_layers(spec: Spec, layer: int) -> Iterator[Otherwise]:
     """The rows that other layers of the model have and this one has not, with their weights; what both have stays."""
     layers = dict[int, list[Step]]()
     for step in spec.steps:
-        at = split(step.writes)[0]
-        if at is not None and all(
-            split(r)[0] in (None, at) for r in step.reads
-        ):  # what enters a layer is no part of it
+        if (at := split(step.writes)[0]) is not None:
             layers.setdefault(at, []).append(step)
-    own, seen = _structure(layers.get(layer, ())), list[Any]()
+    layers = {at: rows[1:] for at, rows in layers.items()}  # how a layer begins is no part of it
+    own, seen = _structure(layers[layer]), list[Any]()
     for other in sorted(layers, key=lambda n: (abs(n - layer), n)):
         theirs = _structure(layers[other])
         if theirs == own or theirs in seen:

@@ -16,7 +16,7 @@ from twinlens.report.rows import Page, page
 from twinlens.report.table import Table
 
 WIDTH = 100
-UNBROKEN = ("parameter", "site", "step", "status", "judged", "layer")
+UNBROKEN = ("exhibit", "family", "parameter", "site", "step", "status", "judged", "layer")
 COLOURS = {"identical": "green", "rounding": "green", "different": "red"}
 
 

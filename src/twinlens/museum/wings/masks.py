@@ -196,9 +196,9 @@ def _(m: Model) -> None:
 )
 def _(m: Model) -> None:
     """Two texts in one row: one side keeps them apart, the other not."""
-    length = 40
 
     def mask(inputs_embeds: Tensor, **_: Any) -> Tensor:
+        length = inputs_embeds.shape[1]
         hidden = torch.full((length, length), LOWEST).triu(1)
         hidden[20:, :20] = LOWEST
         return hidden[None, None].to(inputs_embeds.dtype)

@@ -1,0 +1,49 @@
+"""Some exhibits, run at the levels of visibility; `make museum` runs all."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from twinlens.museum import named
+from twinlens.museum.exhibit import Want
+from twinlens.museum.visit import compared, misses
+
+FROM_AFAR = [
+    "silu-gelu-confusion",
+    "gemma2-scale-14-97-vs-16",
+    "gemma2-local-global-swapped",
+    "causal-mask-missing",
+    "kv-heads-tiled-for-repeated",
+    "square-projection-transposed",
+]
+
+
+@pytest.mark.sliced
+@pytest.mark.parametrize("level", ["logits", "logprobs"])
+@pytest.mark.parametrize("name", FROM_AFAR)
+def test_what_all_layers_have_is_named_from_logits(name: str, level: str) -> None:
+    assert misses(named(name), compared(named(name), level)[1]) == []
+
+
+@pytest.mark.parametrize("level", ["logits", "logprobs"])
+def test_a_constant_per_token_accuses_nobody(level: str) -> None:
+    exhibit = named("centred-unembedding")
+    report = compared(exhibit, level)[1]
+    assert misses(exhibit, report) == []
+    assert bool(report.gauges) == (level == "logits")  # of log-probabilities nothing is to be seen
+
+
+def test_what_is_wanted_is_missed_where_it_is_not_said() -> None:
+    """The judge of exhibits can say no."""
+    exhibit = named("gemma2-final-softcap-dropped")
+    report = compared(exhibit, "logits")[1]
+    assert misses(exhibit, report) == []
+    for want in (
+        Want("unembed.scale", 10.0, None, ()),
+        Want("unembed.softcap", 10.0, 30.0, ()),
+        Want("unembed.softcap", 10.0, None, (1,)),
+    ):
+        assert misses(dataclasses.replace(exhibit, causes=(want,)), report) != []
+    assert misses(dataclasses.replace(exhibit, causes=()), report) != []
