@@ -84,7 +84,9 @@ def visits(levels: Iterable[str], dtypes: Iterable[str], wing: str | None) -> It
     for level in levels:
         for dtype in dtypes:
             for exhibit in exhibits():
-                if dtype in exhibit.dtypes and wing in (None, exhibit.wing):
+                if exhibit.calls is not None and level != "all":
+                    continue  # what a call left cannot be known without its keys and values
+                if dtype in exhibit.dtypes and level not in exhibit.hidden and wing in (None, exhibit.wing):
                     yield Visit(exhibit.name, level, dtype)
 
 

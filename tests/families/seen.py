@@ -34,7 +34,7 @@ from twinlens.ops import (
     RouterLogits,
 )
 from twinlens.sites import axes, block, by_slot, split
-from twinlens.spec import Spec, Step
+from twinlens.spec import Spec, Step, stored_name
 
 Seen = dict[str, Tensor]
 
@@ -93,7 +93,7 @@ class _Hooks:
     def _owner(self, step: Step) -> Any:
         if not step.weights:
             return None
-        name = step.weights[0][1].name.rpartition(".")[0]
+        name = stored_name(step.weights[0][1].name).rpartition(".")[0]
         return self.model.get_submodule(name)
 
     def _block(self, layer: int) -> Iterator[Any]:

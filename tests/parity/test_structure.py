@@ -117,3 +117,11 @@ def test_a_change_of_structure_is_one_change_whatever_it_touches() -> None:
     once = Variant((change,)).steps(spec.steps)
     assert Variant((change,)).steps(once) == once
     assert change.kind == replace(change, site="blocks.0.mlp.hook_pre").kind
+
+
+def test_a_row_that_other_layers_have_is_told_as_present_and_one_that_they_lack_as_missing() -> None:
+    spec = twinlens.load(ALL["smollm3"]()).spec
+    (there,), (gone, *_) = (list(structure.as_in_other_layers(spec, layer)) for layer in (1, 0))
+    assert (there.word, there.was, there.value) == ("rotary.layers", None, "present")
+    assert (gone.word, gone.was, gone.value) == ("rotary.layers", "present", None)
+    assert there.enters == "blocks.1.attn.hook_rot_q" and gone.enters == "blocks.0.attn.hook_rot_q"

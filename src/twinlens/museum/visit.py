@@ -25,8 +25,7 @@ def compared(exhibit: Exhibit, level: str = "all", dtype: str | None = None) -> 
         side = subject(candidate)
         full = side.record(agreed(subject(reference), side), tokens, mask, say_nothing, exhibit.calls)
         seen = shown(full, level)
-    calls = exhibit.calls if level == "all" else None
-    return candidate, twinlens.compare(reference, seen, tokens=tokens, mask=mask, calls=calls)
+    return candidate, twinlens.compare(reference, seen, tokens=tokens, mask=mask, calls=exhibit.calls)
 
 
 def shown(full: twinlens.Recording, level: str) -> twinlens.Recording:

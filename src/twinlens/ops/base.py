@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -57,6 +58,11 @@ class Op:
     def rows_alone(self) -> tuple[bool, ...]:
         """`by_row`, with the fields as they are; false of each read, where rows of the output need one another."""
         return self.by_row
+
+    @classmethod
+    def does_without(cls, argument: str) -> bool:
+        """Whether a weight may be absent."""
+        return inspect.signature(cls.__call__).parameters[argument].default is None
 
     def parts(self, entries: int, *reads: Any, **weights: Any) -> Iterator[tuple[Op, tuple[Any, ...], dict[str, Any]]]:
         """The same in parts, joined along the third axis of what is written, each with at most so many entries of a

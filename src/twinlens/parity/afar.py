@@ -6,6 +6,7 @@ steps together, numbers by derivative, the rest by trial; then the next on top o
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import Any
 
 from twinlens.fields import kinds, to_smooth
 from twinlens.parity import hypotheses, weighing
-from twinlens.parity.changes import Change, Feed, Leave, Rewire, SetField, Use, slot
+from twinlens.parity.changes import Change, Feed, Leave, Rewire, SetField, Use, slot, twins
 from twinlens.parity.fit import Number, constants
 from twinlens.parity.numbers import Numbers
 from twinlens.parity.score import Found
@@ -26,7 +27,8 @@ _BEST = 3
 """Discrete ones with which numbers are fitted."""
 LOCAL = 0.5
 """A number that by its derivative leaves less than this part is tried before anything else."""
-_GRID = (0.5, 0.7, 0.85, 1.2, 1.4, 2.0)
+_GRID = (0.25, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 4.0, 10.0)
+"""Factors of a number's own value."""
 _STATES = 2
 """Discrete ones on top of which others are tried."""
 _NEARER = 0.8
@@ -49,6 +51,7 @@ class Afar:
         weights = weighing.unseen(self.merged, self.spec, self.own, self.known)
         found = [
             *hypotheses.discrete(self.merged, self.spec, self.scorer.native),
+            *unread(self.merged.steps),
             *(use for use in weights if use.other in ("", use.name)),
         ]
         return [*together(found, self.spec), *levelled(self.merged.steps)]
@@ -88,9 +91,7 @@ class Afar:
         return [step[1]] if step is not None else []
 
     def _grid(self, state: Found) -> list[Found]:
-        """Numbers fitted from further off, for a function that jumps on the way, as where experts are chosen."""
-        if not any(s.op.chooses for s in self.merged.steps):
-            return []
+        """Numbers fitted from further off: the function may jump on the way, as where experts are chosen, or turn."""
         tried = list[tuple[tuple[int, float], Number, float]]()
         for n in self.numbers.free(constants, state.variant):
             for value in (n.value * f for f in _GRID) if n.value else ():
@@ -140,6 +141,16 @@ def together(changes: Iterable[Change], spec: Spec) -> Iterator[Mistake]:
             places.setdefault(generic(change.site), []).append(change)
         if len(places) > 1 and not isinstance(like[0], Feed):
             yield from (tuple(some) for some in places.values())
+
+
+def unread(steps: Sequence[Step]) -> Iterator[SetField]:
+    """Numbers as they are where nobody reads them."""
+    for step in steps:
+        usual = {f.name: f.default for f in dataclasses.fields(step.op)}
+        for name, kind, now in kinds(step.op):
+            tied = twins(steps, step.writes, name) if kind.name == "number" else ()
+            if tied[:1] == (step.writes,) and usual[name] not in (now, None, dataclasses.MISSING):
+                yield SetField(tied, name, usual[name])
 
 
 def levelled(steps: Sequence[Step]) -> Iterator[Mistake]:

@@ -112,10 +112,15 @@ class Numbers:
         return [
             n
             for n in of(base.steps(self.merged.steps))
-            if self.spec.at.keys() >= set(n.sites)  # of rows that are declared
+            if all(map(self._is_declared, n.sites, [n.name] * len(n.sites)))
             and not gone.union(self.fixed).intersection(n.sites)
             and not taken.intersection((s, n.name) for s in n.sites)
         ]
+
+    def _is_declared(self, site: str, name: str) -> bool:
+        """Whether a row is one of the declaration, which a change of structure may have put another in the place of."""
+        step = self.spec.at.get(site)
+        return step is not None and (name in vars(step.op) or name in dict(step.weights))
 
     def factors(self, steps: Iterable[Step]) -> list[Number]:
         """A factor for each weight that nobody saw."""

@@ -39,9 +39,9 @@ class Rebuilt:
     """What new rows read that the model is not given, by name."""
 
     @property
-    def kind(self) -> tuple[str, str]:
+    def kind(self) -> tuple[str, Any]:
         """What it is, whatever the layer and the step."""
-        return self.word, self.words
+        return self.word, self.value
 
     def apply(self, step: Step) -> Step:
         """The step with the change made."""

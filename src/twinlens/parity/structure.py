@@ -223,6 +223,10 @@ def _copy(step: Step, of: str) -> Step:
 # other layers ---------------------------------------------------------------------------------------------------
 
 
+_OF_A_KIND = 4
+"""Layers of one structure that another one is tried as, each with its own weights, the nearest first."""
+
+
 def as_in_other_layers(spec: Spec, layer: int) -> Iterator[Otherwise]:
     """The rows that other layers of the model have and this one has not, with their weights; what both have stays."""
     layers = dict[int, list[Step]]()
@@ -233,22 +237,25 @@ def as_in_other_layers(spec: Spec, layer: int) -> Iterator[Otherwise]:
     own, seen = _structure(layers[layer]), list[Any]()
     for other in sorted(layers, key=lambda n: (abs(n - layer), n)):
         theirs = _structure(layers[other])
-        if theirs == own or theirs in seen:
-            continue
-        seen.append(theirs)
-        moved = [_there(s, layer, spec) for s in layers[other]]
-        rows = [s for s in moved if spec.at.get(s.writes) != s]
-        new = [s for s in rows if s.writes not in spec.at]
-        gone = [s for s in layers[layer] if s.writes not in {m.writes for m in moved}]
-        first = (new or gone or rows)[0]
-        word = next((s.op.removable for s in new or gone if s.op.removable), None)
-        part = split(first.writes)[1].partition(".")[0]
-        was, value = (
-            (None, "present") if new and not gone else ("present", None) if gone and not new else ("own", "other")
-        )
-        yield Otherwise(
-            tuple(rows), word or f"{part}.layers", first.writes, was, value, f"its rows are those of layer {other}"
-        )
+        if theirs != own and seen.count(theirs) < _OF_A_KIND:
+            made = _as_in(other, layers[other], layer, layers[layer], spec)
+            if theirs not in seen or any(s.weights for s in made.rows if s.writes not in spec.at):
+                yield made
+            seen.append(theirs)
+
+
+def _as_in(other: int, theirs: Iterable[Step], layer: int, own: Iterable[Step], spec: Spec) -> Otherwise:
+    """A layer with the rows of another one, said by what is new, or else by what is gone."""
+    moved = [_there(s, layer, spec) for s in theirs]
+    rows, there = [s for s in moved if spec.at.get(s.writes) != s], {s.writes for s in moved}
+    new, gone = [s for s in rows if s.writes not in spec.at], [s for s in own if s.writes not in there]
+    first = (new or gone or rows)[0]
+    word = next((s.op.removable for s in new or gone if s.op.removable), None)
+    word = word or f"{split(first.writes)[1].partition('.')[0]}.layers"
+    was, value = "as declared", f"as in layer {other}"
+    if bool(new) != bool(gone):
+        was, value = (None, "present") if new else ("present", None)
+    return Otherwise(tuple(rows), word, first.writes, was, value, f"its rows are those of layer {other}")
 
 
 def _structure(rows: Iterable[Step]) -> set[Any]:

@@ -124,6 +124,9 @@ def unseen(merged: Merged, spec: Spec, own: dict[str, Tensor], known: frozenset[
             tensor = merged.weights(weight.name)
             if argument == "b":
                 yield Use(step.writes, "b", None, weight.name, "missing")
+            elif tensor.ndim == 1 and argument != "w" and step.op.does_without(argument):
+                yield Use(step.writes, argument, None, weight.name, "missing")
+                yield Use(step.writes, argument, torch.zeros_like(tensor), weight.name, "all zeros", weight.name)
             if argument == "w":
                 for same, words in ((torch.ones_like(tensor), "all ones"), (torch.zeros_like(tensor), "all zeros")):
                     if not torch.equal(same, tensor):

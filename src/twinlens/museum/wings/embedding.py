@@ -86,7 +86,7 @@ def _(m: Model) -> None:
 @exhibit(
     "opt-position-table-rotated-instead-of-sliced",
     "opt",
-    Want(("pos_embed.offset", "weight"), layers=()),
+    Want(("pos_embed.offset", "weight", "positions.offset"), layers=()),
     source="PaddlePaddle/PaddleNLP#2659",
 )
 def _(m: Model) -> None:
