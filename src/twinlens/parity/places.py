@@ -18,7 +18,7 @@ _MORE = 2
 
 
 def read_off(step: Step, merged: Merged) -> Iterator[Feed]:
-    """The positions of a run that it counted from elsewhere, or in larger steps; its step must be seen by itself."""
+    """The positions of a run that counted them from elsewhere; its step must be seen by itself."""
     if step.writes != merged.target or len(step.reads) != step.reads.count("positions"):
         return
     given = merged.sites["positions"]
@@ -26,19 +26,15 @@ def read_off(step: Step, merged: Merged) -> Iterator[Feed]:
     real = merged.sites["mask"].bool()
     if found is None or not bool(real.any()):
         return
-    used, was = found[real], given[real]
-    expressions = dict[str | int, str]()
-    apart = (used - was).unique().tolist()
+    apart = (found - given)[real].unique().tolist()
     if len(apart) == 1 and apart[0]:
         before = int(merged.sites["slots"][0])
         restarted = before > 0 and apart[0] == -before
-        value = "counted from 0 in each call" if restarted else apart[0]
-        expressions[value] = f"maximum(positions {'-' if apart[0] < 0 else '+'} {abs(apart[0])}, 0)"
-    for times in range(2, _MORE + 1):
-        if torch.equal(used, times * was):
-            expressions[f"{times} times"] = f"positions * {times}"
-    for value, expression in expressions.items():
-        yield Feed(step.writes, "positions", evaluate(expression, merged.sites, "positions"), value, expression)
+        expression = f"maximum(positions {'-' if apart[0] < 0 else '+'} {abs(apart[0])}, 0)"
+        tensor = evaluate(expression, merged.sites, "positions")
+        yield Feed(
+            step.writes, "positions", tensor, "counted from 0 in each call" if restarted else apart[0], expression
+        )
 
 
 def _nearest(step: Step, merged: Merged) -> Tensor | None:

@@ -191,7 +191,7 @@ def _(m: Model) -> None:
 @exhibit(
     "packed-sequences-attend-each-other",
     "llama",
-    Want(("attn.segments", "attn.mask"), layers=ALL3),
+    Want(("attn.segments", "attn.mask", "attn.chunk"), layers=ALL3),  # of texts of one length, chunks are the same
     source="huggingface/transformers#46634; huggingface/transformers#39194",
 )
 def _(m: Model) -> None:
