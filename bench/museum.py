@@ -9,6 +9,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import random
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from bench import pages
 from twinlens.errors import TwinlensError
-from twinlens.museum import exhibits, named
+from twinlens.museum import BESIDE, exhibits, named
 from twinlens.museum.exhibit import Exhibit
 from twinlens.museum.visit import LEVELS, compared, misses
 from twinlens.report.table import Table
@@ -90,6 +91,30 @@ def visits(levels: Iterable[str], dtypes: Iterable[str], wing: str | None) -> It
                     yield Visit(exhibit.name, level, dtype)
 
 
+def several(size: int, count: int, seed: int) -> Iterator[Visit]:
+    """Faults that are planted in one model together, drawn at random; each still has an effect beside the others."""
+    draw = random.Random(seed)
+    faults = [e for e in exhibits() if not e.benign and e.calls is None and "float32" in e.dtypes]
+    found = set[str]()
+    while len(found) < count:
+        first = draw.choice(faults)
+        others = [e for e in faults if e.goes_with(first)]
+        some = draw.sample(others, size) if len(others) >= size else []
+        names = sorted(e.name for e in some)
+        parameters = {w.parameter for e in some for w in e.causes}
+        if some and len(parameters) == sum(len(e.causes) for e in some) and BESIDE.join(names) not in found:
+            if _all_act(names):
+                found.add(BESIDE.join(names))
+                yield Visit(BESIDE.join(names), "all", "float32")
+
+
+def _all_act(names: list[str]) -> bool:
+    """Whether none undoes another, as two plants of one function would."""
+    runs = [moves(named(BESIDE.join(n for n in names if n != left)), "float32")[0] for left in names]
+    whole = moves(named(BESIDE.join(names)), "float32")[0]
+    return all(abs(run - whole) > 1e-6 * whole for run in runs)
+
+
 def _run(visit: Visit) -> tuple[Visit, dict[str, Any]]:
     torch.set_num_threads(1)
     try:
@@ -137,6 +162,17 @@ def summary(found: dict[Visit, dict[str, Any]]) -> Table:
                 ))  # fmt: skip
     heads = ("seen", "dtype", "named, with value and layers, nothing else", "", "benign accused", "cost: median, most")
     return Table("What is named", heads, tuple(rows))
+
+
+def together(groups: dict[int, list[dict[str, Any]]]) -> Table:
+    """Faults that are drawn at random and planted together: all named and nothing else, or all but one."""
+    rows = list[tuple[str, ...]]()
+    for size, said in groups.items():
+        unnamed = [sum(m.startswith("not named") for m in s["misses"]) for s in said]
+        right = sum(not s["misses"] for s in said)
+        rows.append((f"{size}", f"{right} of {len(said)}", f"{sum(n == 0 for n in unnamed)}", f"{sum(unnamed)}"))
+    heads = ("faults", "named, nothing else", "all named", "not named, of all")
+    return Table("Several at once, all sites, float32", heads, tuple(rows))
 
 
 def confusion(found: dict[Visit, dict[str, Any]], level: str) -> Table:
@@ -189,11 +225,20 @@ def main() -> int:
     parser.add_argument("--levels", nargs="*", choices=LEVELS, default=list(LEVELS))
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--wing", help="only this one")
+    parser.add_argument("--several", type=int, default=40, help="pairs, and triples, of faults in one model")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--write", type=Path, metavar="FILE", help="also write the page")
     asked = parser.parse_args()
-    found = measured(list(visits(asked.levels, asked.dtypes, asked.wing)), asked.workers)
-    shown = [summary(found), *(confusion(found, level) for level in asked.levels), each(found)]
+    wanted = list(visits(asked.levels, asked.dtypes, asked.wing))
+    groups = {size: list(several(size, asked.several, seed=size)) for size in (2, 3)} if asked.several else {}
+    everything = measured([*wanted, *(v for group in groups.values() for v in group)], asked.workers)
+    found = {v: everything[v] for v in wanted}
+    shown = [
+        summary(found),
+        together({n: [everything[v] for v in group] for n, group in groups.items()}),
+        *(confusion(found, level) for level in asked.levels),
+        each(found),
+    ]
     console = Console(highlight=False, width=140)
     for table in shown[:-1]:
         console.print(rendered(table))

@@ -32,6 +32,16 @@ def test_an_unknown_name_is_refused() -> None:
         named("softcap")
 
 
+def test_several_are_planted_in_one_model() -> None:
+    both = named("gemma2-scale-14-97-vs-16 + gemma2-final-softcap-dropped")
+    assert [w.parameter for w in both.causes] == ["attn.scale", "unembed.softcap"]
+    candidate = both.candidate(both.reference())
+    assert candidate.config.final_logit_softcapping is None
+    assert candidate.model.layers[0].self_attn.scaling == 21**-0.5
+    with pytest.raises(InputError, match="run them one by one"):
+        named("gemma2-scale-14-97-vs-16 + silu-gelu-confusion")
+
+
 @pytest.mark.parametrize("wing", [room.name for room in rooms()])
 def test_each_takes_effect_in_the_candidate_alone(wing: str) -> None:
     for exhibit in (e for e in ALL if e.wing == wing and e.calls is None):

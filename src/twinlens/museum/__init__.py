@@ -5,6 +5,7 @@ Each wing is one file under `wings/`; each exhibit one small declaration (`exhib
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Iterator
@@ -30,8 +31,14 @@ def exhibits() -> Iterator[Exhibit]:
         yield from wing
 
 
+BESIDE = " + "
+"""Between the names of exhibits that are planted in one model."""
+
+
 def named(name: str) -> Exhibit:
-    """One exhibit. Raises InputError where there is none of that name."""
+    """One exhibit, or several in one model: `NAME + NAME`. Raises InputError where there is none of that name."""
+    if BESIDE in name:
+        return functools.reduce(lambda a, b: a.beside(b), map(named, name.split(BESIDE)))
     known = {each.name: each for each in exhibits()}
     if name not in known:
         alike = [other for other in known if name.lower() in other]

@@ -8,6 +8,7 @@ fault is, is said by torch code alone.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twinlens.errors import InputError
 from twinlens.museum.tiny import ALL, left_padded, random_tokens
 
 Model = Any  # transformers' classes say little about their own attributes
@@ -87,6 +89,30 @@ class Exhibit:
         """The dtypes in which it exists: a fault of precision often has one."""
         said = self.build.get("dtype")
         return ("float32", "bfloat16") if said is None else (str(said).removeprefix("torch."),)
+
+    def beside(self, other: Exhibit) -> Exhibit:
+        """Both faults in one model. Raises InputError where they are planted in different ones."""
+        if not self.goes_with(other):
+            raise InputError(f"{self.name} and {other.name} need other models or probes; run them one by one.")
+
+        def both(model: Model) -> None:
+            self.plant(model)
+            other.plant(model)
+
+        return dataclasses.replace(
+            self,
+            name=f"{self.name} + {other.name}",
+            title=f"{self.title} {other.title}",
+            plant=both,
+            causes=self.causes + other.causes,
+        )
+
+    def goes_with(self, other: Exhibit) -> bool:
+        """Whether both are planted in the same model and run on the same probe."""
+        return all(
+            getattr(self, name) == getattr(other, name)
+            for name in ("family", "build", "prepare", "length", "padded", "calls")
+        )
 
     def reference(self, dtype: str | None = None) -> Model:
         """The model that is right, in float32 or as the exhibit says, unless another dtype is asked for."""

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 from twinlens.fields import kinds, to_smooth
 from twinlens.parity import hypotheses, weighing
 from twinlens.parity.changes import Change, Feed, Leave, Rewire, SetField, Use, slot, twins
-from twinlens.parity.fit import Number, constants
+from twinlens.parity.fit import Number, constants, numbers
 from twinlens.parity.numbers import Numbers
-from twinlens.parity.score import Found
+from twinlens.parity.score import Found, apart, distance
 from twinlens.sites import any_layer, generic
 from twinlens.spec import Spec, Step
 
@@ -65,9 +65,11 @@ class Afar:
             singles = list[Found]()
             for state in states:
                 singles += self._singles(state)
-                if (good := self._settled(sorted(singles, key=_distance)[:_BEST])) is not None:
+                if (good := self._settled(sorted(singles, key=distance)[:_BEST])) is not None:
                     return good
-            singles.sort(key=_distance)
+            singles.sort(key=distance)
+            if not depth and (good := self._settled(self.numbers_of(start, LOCAL, numbers))) is not None:
+                return good  # one layer alone
             fitted = [] if depth else self._grid(start)
             if (good := self._settled(fitted)) is not None:
                 return good
@@ -76,17 +78,19 @@ class Afar:
                 if (good := self._settled(fitted[-1:])) is not None:
                     return good
             least = min(s.score.rms for s in states)
-            near = sorted(fitted, key=_distance)[:1]
+            near = sorted(fitted, key=distance)[:1]
             states = [s for s in singles[:_STATES] if s.score.rms < least or s.score.support < start.score.support]
             states += [s for s in near if s.score.rms < _NEARER * least]
             if not states:
                 break
-            self.nearest = min(states, key=_distance)
+            self.nearest = min(states, key=distance)
         return None
 
-    def numbers_of(self, state: Found, most: float = math.inf) -> list[Found]:
+    def numbers_of(
+        self, state: Found, most: float = math.inf, of: Callable[[Iterable[Step]], list[Number]] = constants
+    ) -> list[Found]:
         """One number more, wherever it stands alike, if by derivative it would leave no more than this part."""
-        free = self.numbers.free(constants, state.variant)
+        free = self.numbers.free(of, state.variant)
         step = self.numbers.next_number(self.numbers.fit(state.variant), [], free, state, most) if free else None
         return [step[1]] if step is not None else []
 
@@ -114,14 +118,14 @@ class Afar:
             self.numbers.keep(found[-1])
             if found[-1].score.support == 0 and found[-1].score.ratio.is_close:
                 break
-        return sorted(found, key=_distance)
+        return sorted(found, key=distance)
 
     def _settled(self, found: Sequence[Found]) -> Found | None:
         """The first that explains the step, each change at its own step, and none that is not needed."""
         for each in found:
             judged = Found(each.variant, self.scorer.judged(each.variant), each.intervals, each.names)
             if self.scorer.is_explained(judged.score):
-                return self.scorer.pruned(self.numbers.apart(judged, self.merged.steps))
+                return self.scorer.pruned(apart(judged, self.merged.steps))
         return None
 
 
@@ -186,7 +190,3 @@ def _mistake(change: Change, spec: Spec) -> tuple[Any, ...]:
             return kind, any_layer(change.name), change.pattern
         case _:
             return kind, generic(change.site), getattr(change, "value", None)
-
-
-def _distance(found: Found) -> tuple[int, float]:
-    return found.score.support, found.score.rms

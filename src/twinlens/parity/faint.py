@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 
 import torch
 
 from twinlens.parity.changes import SetField, Variant, slot
-from twinlens.parity.fit import constants, numbers
+from twinlens.parity.fit import Number, constants, numbers
 from twinlens.parity.numbers import Numbers
 from twinlens.parity.score import Found
+from twinlens.spec import Step
 
 _SEEN = 0.3
 """What a number must move entries by, as a part of the step's own rounding. Of 96 honest pairs (`bench.rounding`, seeds
@@ -23,9 +25,13 @@ it is believed only where it is a power of ten."""
 
 def faint(estimates: Numbers) -> Found | None:
     """One number that moves the step's entries as they are moved; None where what is seen may be rounding."""
+    found = _faint(estimates, constants) if estimates.merged.is_far else None
+    return found or _faint(estimates, numbers)
+
+
+def _faint(estimates: Numbers, of: Callable[[Iterable[Step]], list[Number]]) -> Found | None:
     merged, scorer = estimates.merged, estimates.scorer
-    every = (constants if merged.is_far else numbers)(merged.steps)
-    free = [n for n in every if n.value is not None and not estimates.is_staged(n)]
+    free = [n for n in of(merged.steps) if n.value is not None and not estimates.is_staged(n)]
     if not free:
         return None
     fit = estimates.fit(Variant())

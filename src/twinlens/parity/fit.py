@@ -13,6 +13,7 @@ from twinlens.fields import FACTOR, Kind, from_smooth, kinds, to_smooth
 from twinlens.parity.changes import Change, SetField, Use, Variant, twins
 from twinlens.parity.merged import LARGE, Oracle
 from twinlens.parity.rounding import by_rows, difference
+from twinlens.sites import split
 from twinlens.spec import Step, Weights
 
 _ITERATIONS = 12
@@ -109,16 +110,20 @@ def alike(steps: Iterable[Step]) -> list[Number]:
 
 
 def constants(steps: Iterable[Step]) -> list[Number]:
-    """Each number of some steps, as one number where several have it alike."""
+    """Each number of some steps, as one number where several have it alike; those outside the layers by themselves
+    too.
+    """
     steps = tuple(steps)
     groups: dict[tuple[str, str, float | None], list[Number]] = {}
     at = {s.writes: s for s in steps}
     for n in numbers(steps):
         groups.setdefault((type(at[n.site].op).__name__, n.name, n.value), []).append(n)
-    return [
+    tied = [
         Number(tuple(s for n in like for s in n.sites), like[0].name, like[0].kind, like[0].value)
         for like in groups.values()
     ]
+    alone = [n for like in groups.values() for n in like if len(like) > 1 and split(n.site)[0] is None]
+    return [*tied, *alone]
 
 
 class Fit:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
 from itertools import combinations
 
 import torch
@@ -15,7 +14,7 @@ from twinlens.parity.closed_form import closed_form
 from twinlens.parity.fit import Fit, Fitted, Number, alike, constants, factors, interval, numbers
 from twinlens.parity.rounding import Scale
 from twinlens.parity.rows import Rows
-from twinlens.parity.score import MOSTLY, REDUNDANT, Found, Scorer
+from twinlens.parity.score import MOSTLY, REDUNDANT, Found, Scorer, apart
 from twinlens.spec import Step
 
 _SMALL_ROWS = (3, 9, 33)
@@ -77,32 +76,12 @@ class Numbers:
         step = self.next_number(self.fit(start.variant), [], free, start) if free else None
         if step is None or not self.scorer.is_explained(step[1].score) or not step[1].names:
             return None
-        found = self.apart(step[1], steps)
+        found = apart(step[1], steps)
         for change in found.variant.changes:  # at one place alone it is the same with less
             score = self.scorer.judged(start.variant + (change,))
             if self.scorer.is_explained(score) and score.rms <= REDUNDANT * found.score.rms:
                 return None
         return found
-
-    @staticmethod
-    def apart(found: Found, steps: Sequence[Step]) -> Found:
-        """A number of many steps as one change of each."""
-        changes = list[Change]()
-        intervals, names = dict(found.intervals), dict(found.names)
-        each = {(n.site, n.name): n.sites for n in numbers(steps)}
-        for change in found.variant.changes:
-            if not isinstance(change, SetField):
-                changes.append(change)
-                continue
-            here = [sites for (site, name), sites in each.items() if name == change.name and site in change.sites]
-            if not here:  # no number
-                changes.append(change)
-            for tied in here:
-                changes.append(SetField(tied, change.name, change.value))
-                new, old = slot(changes[-1]), slot(change)
-                intervals |= {new: intervals[old]} if old in intervals else {}
-                names |= {new: names[old]} if old in names else {}
-        return replace(found, variant=Variant(tuple(changes)), intervals=intervals, names=names)
 
     def free(self, of: Callable[[Iterable[Step]], list[Number]], base: Variant) -> list[Number]:
         """Numbers of the changed steps that no change has set or left out."""

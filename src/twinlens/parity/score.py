@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from twinlens.parity.changes import SetField, Variant, is_precision
+from twinlens.parity.changes import Change, Leave, SetField, Variant, concerns, is_precision, slot
+from twinlens.parity.fit import numbers
 from twinlens.parity.merged import Merged
 from twinlens.parity.rounding import Ratio, Scale, by_rows, difference, masked, support
 from twinlens.parity.rows import Rows
 from twinlens.sites import axes
-from twinlens.spec import Spec
+from twinlens.spec import Spec, Step
 
 _ROWS = 24
 """Positions that are examined: half of them the worst, half spread over the prompt."""
@@ -149,3 +151,39 @@ class Scorer:
                 if not isinstance(c, SetField) or getattr(self.spec.at[c.site].op, c.name) != c.value
             )
         )
+
+
+def distance(found: Found) -> tuple[int, float]:
+    """By which found changes are sorted, nearest first."""
+    return found.score.support, found.score.rms
+
+
+def apart(found: Found, steps: Sequence[Step]) -> Found:
+    """A number of many steps as one change of each."""
+    changes = list[Change]()
+    intervals, names = dict(found.intervals), dict(found.names)
+    each = {(n.site, n.name): n.sites for n in numbers(steps)}
+    for change in found.variant.changes:
+        if not isinstance(change, SetField):
+            changes.append(change)
+            continue
+        here = [sites for (site, name), sites in each.items() if name == change.name and site in change.sites]
+        if not here:  # no number
+            changes.append(change)
+        for tied in here:
+            changes.append(SetField(tied, change.name, change.value))
+            new, old = slot(changes[-1]), slot(change)
+            intervals |= {new: intervals[old]} if old in intervals else {}
+            names |= {new: names[old]} if old in names else {}
+    return replace(found, variant=Variant(tuple(changes)), intervals=intervals, names=names)
+
+
+def clash(change: Change, variant: Variant) -> bool:
+    """Whether a change is made already, or concerns a step that is left out."""
+    gone = {s for c in variant.changes if isinstance(c, Leave) for s in c.sites}
+    touched = {s for c in variant.changes for s in concerns(c)}
+    return (
+        slot(change) in {slot(c) for c in variant.changes}
+        or bool(gone.intersection(concerns(change)))
+        or (isinstance(change, Leave) and bool(touched.intersection(change.sites)))
+    )

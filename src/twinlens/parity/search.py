@@ -12,12 +12,12 @@ from torch import Tensor
 from twinlens.fields import kind_of
 from twinlens.parity import hypotheses, orders, solving, structure, weighing
 from twinlens.parity.afar import LOCAL, Afar
-from twinlens.parity.changes import Change, Leave, SetField, Variant, concerns, slot
+from twinlens.parity.changes import Change, SetField, Variant, concerns, slot
 from twinlens.parity.merged import Merged
 from twinlens.parity.meter import Exhausted
 from twinlens.parity.numbers import Numbers
 from twinlens.parity.rivals import Rivals
-from twinlens.parity.score import REDUNDANT, Found, Score, Scorer
+from twinlens.parity.score import REDUNDANT, Found, Score, Scorer, clash, distance
 from twinlens.spec import Spec
 
 _BEST = 5
@@ -134,7 +134,7 @@ class Search:
         if moved and not self._settled(best):
             starts = [*starts, best] if best else starts
             everything = [*self._hypotheses, *self._moved]
-            return self._deepen(starts, sorted([*singles, *moved], key=_distance), everything)
+            return self._deepen(starts, sorted([*singles, *moved], key=distance), everything)
         return best
 
     def _is_fixed(self, changes: Iterable[Change]) -> bool:
@@ -216,7 +216,7 @@ class Search:
 
     def _deepen(self, starts: Sequence[Found], tried: list[Found], further: Sequence[Hypothesis]) -> Found | None:
         """Discrete changes, one and then two at once, each with the numbers that go with it."""
-        best = min(starts, key=_distance)
+        best = min(starts, key=distance)
         frontier: list[Found] = []
         for depth in range(_DEPTH):
             if depth:
@@ -230,10 +230,10 @@ class Search:
                     fitted.append(found)
                     if self.is_explained(found.score) and self._is_named(found):
                         break  # what else explains it would not say it better
-            for found in sorted(fitted, key=lambda f: (not self._is_named(f), *_distance(f))):
+            for found in sorted(fitted, key=lambda f: (not self._is_named(f), *distance(f))):
                 if self.is_explained(found.score):
                     return self.scorer.pruned(found)
-            pool = sorted([*tried[:_BEST], *fitted], key=_distance)
+            pool = sorted([*tried[:_BEST], *fitted], key=distance)
             if not pool or not pool[0].score < best.score:
                 break
             best, frontier = pool[0], pool[:2]
@@ -252,7 +252,7 @@ class Search:
                 self.numbers.keep(trial)
                 if trial.score.support == 0 and trial.score.ratio.is_close:
                     return [trial, *found]
-        return sorted(found, key=_distance)
+        return sorted(found, key=distance)
 
     def _openings(self, tried: Sequence[Found]) -> list[Found]:
         """Choices that change nothing yet: they may give a meaning to numbers that had none."""
@@ -293,18 +293,3 @@ class Search:
         ]
         kept = Variant(tuple(c for c, kind in kinds if kind.name == "number"))
         return [Found(kept, self.scorer.score(kept))] if kept else []
-
-
-def clash(change: Change, variant: Variant) -> bool:
-    """Whether a change is made already, or concerns a step that is left out."""
-    gone = {s for c in variant.changes if isinstance(c, Leave) for s in c.sites}
-    touched = {s for c in variant.changes for s in concerns(c)}
-    return (
-        slot(change) in {slot(c) for c in variant.changes}
-        or bool(gone.intersection(concerns(change)))
-        or (isinstance(change, Leave) and bool(touched.intersection(change.sites)))
-    )
-
-
-def _distance(found: Found) -> tuple[int, float]:
-    return found.score.support, found.score.rms
