@@ -246,7 +246,12 @@ def main() -> int:
     console.print(*rest, sep="\n", markup=False)
     if asked.write:
         count = len(list(exhibits()))
-        said = f"{count} exhibits; {pages.conditions()}."
+        what = f"seen: {', '.join(asked.levels)}; {' and '.join(asked.dtypes)}"
+        said = (
+            f"{count} exhibits; {what}; {pages.conditions()}. Cost is in forward-equivalents of the diagnosis. Below "
+            "the floor, and not counted, is a fault that moves logits by less than the dtype alone does. Exhibits of "
+            "several calls are run with all sites: what a call left cannot be known without its keys and values."
+        )
         after = ["Not named, with the faults that are larger than what the dtype alone does:", "", *rest]
         asked.write.write_text(pages.page("Museum", "make museum", said, shown, after), encoding="utf-8")
     return 0

@@ -15,7 +15,7 @@ from twinlens.parity.elsewhere import Elsewhere, told
 from twinlens.parity.faint import faint
 from twinlens.parity.merged import Merged
 from twinlens.parity.result import Examination
-from twinlens.parity.rounding import equal
+from twinlens.parity.rounding import difference, equal, unmasked
 from twinlens.parity.score import Found, Scorer
 from twinlens.parity.search import HASTE, PATIENCE, Search
 from twinlens.spec import Spec
@@ -25,8 +25,9 @@ _PARTIAL, _NEARLY_ALL = 0.5, 0.9
 other, since a choice without effect of its own has numbers beside it that can imitate much."""
 
 _ULPS = 30.0
-"""No constant brings a step further from rounding than this by a rounding of itself, which is 2 u of it at most; nor
-does another order of evaluation."""
+"""No constant brings a step further from rounding than this by a rounding of itself, which is 2 u of it at most."""
+_ORDERS = 1e4
+"""No order of evaluation moves a step by more roundings of its size."""
 
 _LESS = 9
 """Where the search of an alike step ended before it was through, the next is the shorter by this."""
@@ -70,9 +71,7 @@ class Examiner:
             self.diagnosis_cost += m.meter.spent - before
 
     def _look(self, m: Merged, hasty: bool, fixed: frozenset[str]) -> Examination:
-        search = Search(m, self.spec, self.own, self.known, fixed)
-        ratio = search.base.ratio
-        if not m.is_far and (ratio.wide < _ULPS or any(s.op.chooses for s in m.steps)):  # an order may flip a choice
+        if not m.is_far and (self._is_near(m) or any(s.op.chooses for s in m.steps)):  # an order may flip a choice
             order = self._order(m, Variant(), deep=sites.generic(m.target) not in self._no_orders)
             if order is not None:
                 return Examination(m.target, "order", orders=order, exact=True)
@@ -81,6 +80,8 @@ class Examiner:
             self._remember(self._changes, m, sharper)
             proof = "no declared precision gives these bits, this one gives every bit"
             return Examination(m.target, "explained", sharper, proof=proof, exact=True, exact_without_orders=True)
+        search = Search(m, self.spec, self.own, self.known, fixed)
+        ratio = search.base.ratio
         if (constant := gauges.shifted(m, self.spec, ratio)) is not None:
             return constant
         weights_differ = any(w.name in self.own for s in m.steps for _, w in s.weights)
@@ -101,6 +102,12 @@ class Examiner:
             return replace(self._unsolved(m, search, found), is_unfinished=search.is_exhausted and not m.is_far)
         found = self._sharpened(search.scorer, search.rivals.renamed(found))
         return replace(self.solved(m, search.scorer, found), rivals=search.rivals.of(found))
+
+    def _is_near(self, m: Merged) -> bool:
+        """Whether another order could be all the difference."""
+        apart = difference(m.target, m.value, self.native, torch.float32)
+        size = unmasked(m.target, m.value).float().norm()
+        return bool(apart.norm() <= _ORDERS * torch.finfo(m.value.dtype).eps * size)
 
     def _sharpened(self, scorer: Scorer, found: Found) -> Found:
         """With an interval for each number that was taken over from another step; what this step does not tell goes."""
