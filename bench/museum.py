@@ -235,7 +235,7 @@ def main() -> int:
     found = {v: everything[v] for v in wanted}
     shown = [
         summary(found),
-        together({n: [everything[v] for v in group] for n, group in groups.items()}),
+        *([together({n: [everything[v] for v in group] for n, group in groups.items()})] if groups else []),
         *(confusion(found, level) for level in asked.levels),
         each(found),
     ]
