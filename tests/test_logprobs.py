@@ -79,3 +79,11 @@ def test_bad_input_is_one_sentence(change: Any, said: str) -> None:
     change(shown)
     with pytest.raises(InputError, match=said):
         twinlens.compare(model, twinlens.Recording.from_tensors(shown, tokens=tokens), tokens=tokens)
+
+
+def test_two_live_models_that_differ_are_compared_by_what_a_server_shows() -> None:
+    model, other = tiny_llama(), tiny_llama()
+    other.lm_head.register_forward_hook(lambda module, x, y: y * 0.5)
+    report = twinlens.compare(model, other, tokens=random_tokens(model, 2, 30), sites="logprobs")
+    assert [(c.parameter, c.candidate) for c in report.causes] == [("unembed.scale", 0.5)]
+    assert report.unsteady == []

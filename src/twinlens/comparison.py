@@ -187,6 +187,7 @@ def _judged(
     level: str, before: Judge | None = None,
 ) -> tuple[Judge, Result]:  # fmt: skip
     """One call of both."""
+    runs = (first, second)
     spec, first, second = seen(declared.spec, first, second, level)
     judged = Judge(spec, declared.weights, first, second, progress, before)
     for side, recording in zip(sides, (first, second), strict=True):
@@ -194,8 +195,8 @@ def _judged(
             check_recording(spec, declared.weights, recording, side.name)
     found = judged.run()
     if found.verdict == "different" and not first.first.before:
-        runs = zip(("reference", "candidate"), sides, (first, second), strict=True)
-        found.unsteady = [name for name, side, recording in runs if not _is_steady(side, recording)]
+        names = ("reference", "candidate")
+        found.unsteady = [n for n, side, run in zip(names, sides, runs, strict=True) if not _is_steady(side, run)]
     return judged, found
 
 
@@ -220,6 +221,8 @@ def lengths_of(side: Subject) -> list[int] | None:
 def _is_steady(side: Subject, recording: Recording) -> bool:
     """Whether one more run gives the logits that were recorded."""
     call = recording.first
+    if "logits" not in call.sites:
+        return True  # nothing to hold a second run against
     logits = side.again(call.tokens, None if bool(call.mask.all()) else call.mask)
     return logits is None or equal("logits", call.sites["logits"], logits.detach(), call.mask)
 
