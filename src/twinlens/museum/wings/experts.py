@@ -43,6 +43,11 @@ def _route(m: Model, weigh: Callable[[Any, Tensor], tuple[Tensor, Tensor]]) -> N
         method(router, forward)
 
 
+def _softmax_of_chosen(self: Any, s: Tensor) -> tuple[Tensor, Tensor]:
+    top, at = s.float().topk(self.top_k, -1)
+    return top.softmax(-1), at
+
+
 @exhibit("mixtral-no-renormalisation", "mixtral", Want("router.norm", layers=ALL3), source="pytorch/torchtitan#1448")
 def _(m: Model) -> None:
     """The weights of the chosen experts do not add to one."""
@@ -56,12 +61,7 @@ def _(m: Model) -> None:
 )
 def _(m: Model) -> None:
     """Softmax over the chosen: the same as softmax, choice, renormalisation."""
-
-    def weigh(self: Any, s: Tensor) -> tuple[Tensor, Tensor]:
-        top, at = s.float().topk(self.top_k, -1)
-        return top.softmax(-1), at
-
-    _route(m, weigh)
+    _route(m, _softmax_of_chosen)
 
 
 @exhibit(
@@ -73,12 +73,7 @@ def _(m: Model) -> None:
 )
 def _(m: Model) -> None:
     """Softmax over the chosen, where the weights need not add to one."""
-
-    def weigh(self: Any, s: Tensor) -> tuple[Tensor, Tensor]:
-        top, at = s.float().topk(self.top_k, -1)
-        return top.softmax(-1), at
-
-    _route(m, weigh)
+    _route(m, _softmax_of_chosen)
 
 
 @exhibit(
