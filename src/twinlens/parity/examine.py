@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -71,7 +73,8 @@ class Examiner:
             self.diagnosis_cost += m.meter.spent - before
 
     def _look(self, m: Merged, hasty: bool, fixed: frozenset[str]) -> Examination:
-        if not m.is_far and (self._is_near(m) or any(s.op.chooses for s in m.steps)):  # an order may flip a choice
+        searched = cache(lambda: Search(m, self.spec, self.own, self.known, fixed))  # its oracle is dear
+        if not m.is_far and self._may_be_an_order(m, searched):
             order = self._order(m, Variant(), deep=sites.generic(m.target) not in self._no_orders)
             if order is not None:
                 return Examination(m.target, "order", orders=order, exact=True)
@@ -80,7 +83,7 @@ class Examiner:
             self._remember(self._changes, m, sharper)
             proof = "no declared precision gives these bits, this one gives every bit"
             return Examination(m.target, "explained", sharper, proof=proof, exact=True, exact_without_orders=True)
-        search = Search(m, self.spec, self.own, self.known, fixed)
+        search = searched()
         ratio = search.base.ratio
         if (constant := gauges.shifted(m, self.spec, ratio)) is not None:
             return constant
@@ -103,8 +106,15 @@ class Examiner:
         found = self._sharpened(search.scorer, search.rivals.renamed(found))
         return replace(self.solved(m, search.scorer, found), rivals=search.rivals.of(found))
 
+    def _may_be_an_order(self, m: Merged, searched: Callable[[], Search]) -> bool:
+        """Whether another order could be all the difference: it may flip a choice.
+
+        A kernel that does not read what the other side computed in between is far from it, and its oracle is not.
+        """
+        return any(s.op.chooses for s in m.steps) or self._is_near(m) or searched().base.ratio.wide < _ULPS
+
     def _is_near(self, m: Merged) -> bool:
-        """Whether another order could be all the difference."""
+        """Whether a run of the step itself gives nearly the value."""
         apart = difference(m.target, m.value, self.native, torch.float32)
         size = unmasked(m.target, m.value).float().norm()
         return bool(apart.norm() <= _ORDERS * torch.finfo(m.value.dtype).eps * size)
