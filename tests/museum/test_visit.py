@@ -27,6 +27,22 @@ def test_what_all_layers_have_is_named_from_logits(name: str, level: str) -> Non
     assert misses(named(name), compared(named(name), level)[1]) == []
 
 
+FROM_THE_STREAM = [
+    "softcap-applied-after-mask",
+    "gpt-oss-value-bias-folded-with-sinks",
+    "gpt-oss-expert-bias-dropped",
+    "o-proj-columns-in-other-head-order",
+    "internlm3-positions-doubled",
+    "final-norm-folded-into-tied-embedding",
+]
+
+
+@pytest.mark.sliced
+@pytest.mark.parametrize("name", FROM_THE_STREAM)
+def test_what_lies_between_sites_of_the_stream_is_named(name: str) -> None:
+    assert misses(named(name), compared(named(name), "residual")[1]) == []
+
+
 @pytest.mark.parametrize("level", ["logits", "logprobs"])
 def test_a_constant_per_token_accuses_nobody(level: str) -> None:
     exhibit = named("centred-unembedding")

@@ -51,6 +51,10 @@ class Scores(Op):
     def thresholds(self) -> tuple[float, ...]:
         return tuple(n for n in (self.window, self.chunk) if n is not None)
 
+    def likely(self) -> Mapping[str, tuple[float, ...]]:
+        """A mask that is multiplied, not added; and one that is capped with the scores."""
+        return {"masked": (0.0,) if self.softcap is None else (0.0, -self.softcap)}
+
     def __call__(
         self,
         q: Float[Tensor, "b p h e"],

@@ -78,6 +78,10 @@ class Op:
         """Positions beyond which it computes otherwise: a prompt that ends before does not tell of it."""
         return ()
 
+    def likely(self) -> Mapping[str, tuple[Any, ...]]:
+        """By field, what an implementation gives it that does something else in the place of another field's part."""
+        return {}
+
     def along(self, axes: tuple[str, ...]) -> tuple[str, ...]:
         """Those axes of what it writes along which a weight of one axis goes, merged."""
         return axes

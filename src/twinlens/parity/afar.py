@@ -54,7 +54,8 @@ class Afar:
             *unread(self.merged.steps),
             *(use for use in weights if use.other in ("", use.name)),
         ]
-        return [*together(found, self.spec), *levelled(self.merged.steps)]
+        folded = tuple(use for uses in weighing.folded(self.merged, self.known) for use in uses)
+        return [*together(found, self.spec), *levelled(self.merged.steps), *([folded] if folded else [])]
 
     def run(self, start: Found) -> Found | None:
         """The mistakes that explain the step; `nearest` is what came near where none do."""

@@ -36,7 +36,8 @@ def discrete(merged: Merged, spec: Spec, native: torch.Tensor) -> Iterator[Chang
             if kind.name in ("number", "integer") and kind.off and now is not None:
                 yield SetField(tied, name, None)
             if kind.read and now is None:
-                yield from (SetField(tied, name, value) for value in constants(merged, native))
+                given = [*constants(merged, native), *step.op.likely().get(name, ())]
+                yield from (SetField(tied, name, value) for value in dict.fromkeys(given))
             if kind.name == "integer":
                 for value in integers(spec, step, name, kind, now, hints):
                     yield SetField(tied, name, value)
@@ -154,14 +155,22 @@ def _belonging(step: Step, merged: Merged) -> tuple[str, ...]:
 _COUNTED = {"counted over real tokens": "maximum(cumsum(mask) - 1, 0)", "counted over all tokens": "slots"}
 
 
+_STRETCHED = {"times 2": "positions * 2"}
+
+
 def positions(step: Step, merged: Merged) -> Iterator[Feed]:
-    """Positions that are shifted, or counted without regard to padding, or with."""
-    offsets = {k: f"maximum(positions + {k}, 0)" for k in (1, -1, 2, -2)}
+    """Positions that are shifted or stretched, or counted without regard to padding, or with."""
+    offsets: dict[int | str, str] = {k: f"maximum(positions + {k}, 0)" for k in (1, -1, 2, -2)}
     padded = not bool(merged.sites["mask"].all())
-    for value, expression in (*(_COUNTED.items() if padded else ()), *offsets.items()):
+    for value, expression in (*(_COUNTED.items() if padded else ()), *offsets.items(), *_STRETCHED.items()):
         tensor = evaluate(expression, merged.sites, "positions")
         if not torch.equal(tensor, merged.sites["positions"]):
             yield Feed(step.writes, "positions", tensor, value, expression)
+
+
+def moved(merged: Merged) -> Iterator[tuple[Feed, ...]]:
+    """The same for all steps that read positions."""
+    yield from zip(*(positions(s, merged) for s in merged.steps if "positions" in s.reads), strict=True)
 
 
 def as_declared(merged: Merged) -> Iterator[Change]:

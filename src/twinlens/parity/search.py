@@ -33,8 +33,8 @@ _DEPTH = 3
 PATIENCE = 150_000
 """Steps that one search runs at most: some twenty seconds where each takes no time to speak of. What explains a step
 is found in less."""
-FAR = 500
-"""From far away each run is one of the whole model: no more than this many of them."""
+FAR, HIDDEN = 500, 4000
+"""From far away each run is one of the whole model, and where steps are hidden one of them all: at most so many."""
 HASTE = 15_000
 """At a first look at each step: what another one shows may explain it at once."""
 _COMPOUND = 0.1
@@ -70,8 +70,8 @@ class Search:
     def run(self, proposals: Iterable[Variant], *, thorough: bool, patience: float = PATIENCE) -> Found | None:
         """The changes that explain the step, or the best that were found; None where nothing helps."""
         meter = self.merged.meter
-        if self.merged.is_far:
-            patience = min(patience, FAR * len(self.merged.steps))
+        if len(self.merged.steps) > 1:
+            patience = min(patience, (FAR if self.merged.is_far else HIDDEN) * len(self.merged.steps))
         meter.limit = meter.runs + patience
         try:
             found = self._run(proposals, thorough=thorough)
@@ -261,9 +261,12 @@ class Search:
 
     @cached_property
     def _compounds(self) -> list[Hypothesis]:
-        made = [*hypotheses.everywhere(self.merged), *hypotheses.settings(self.merged)]
+        of_all = hypotheses.everywhere, hypotheses.settings, hypotheses.moved
+        made: list[Hypothesis] = [changes for each in of_all for changes in each(self.merged)]
         if len(self.merged.steps) > 1:
             made += weighing.exchanged(self.merged, self.spec, self.known)
+            made += weighing.folded(self.merged, self.known)
+        made += weighing.absent(self.merged, self.known)
         return made
 
     @cached_property

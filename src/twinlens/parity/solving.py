@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from twinlens.ops import Embed, Normalize, NormWeight, PositionEmbed, Project, Unembed
+from twinlens.ops import Add, Embed, Normalize, NormWeight, PositionEmbed, Project, Unembed
 from twinlens.parity.changes import Feed, Use
 from twinlens.parity.merged import Merged
 from twinlens.parity.weighing import is_copy, pattern
@@ -28,6 +28,10 @@ def solved(merged: Merged, native: Tensor, mask: Tensor, known: frozenset[str]) 
     steps = [s for s in merged.steps if not is_copy(s)]
     yield from _other_ids(merged, native, mask)
     yield from _looked_up(merged, native, mask, known)
+    value, given = merged.value.double(), native.double()
+    while steps and (added := _added(merged, steps[-1])) is not None and value.shape == given.shape:
+        rest, factor = added
+        value, given, steps = (value - rest) / factor, (given - rest) / factor, steps[:-1]
     if not steps:
         return
     norms = 0
@@ -36,7 +40,7 @@ def solved(merged: Merged, native: Tensor, mask: Tensor, known: frozenset[str]) 
     step = steps[-1 - norms]
     if not isinstance(step.op, Project | Unembed):
         return
-    y, n = merged.value.flatten(2)[mask.bool()].double(), native.flatten(2)[mask.bool()].double()
+    y, n = (x.flatten(2)[mask.bool()] for x in (value, given))
     if y.shape != n.shape:
         return
     name = dict(step.weights)["W"].name
@@ -46,10 +50,25 @@ def solved(merged: Merged, native: Tensor, mask: Tensor, known: frozenset[str]) 
         return
     yield from _permuted(merged, step, y, n)
     if name not in known:
-        yield from whole(merged, step, mask)
+        yield from whole(merged, step, y, mask)
     yield from _bias(merged, step, y - n)
     if name not in known:
         yield from _rows(merged, step, y, n)
+
+
+def _added(merged: Merged, step: Step) -> tuple[Tensor, float] | None:
+    """What is seen of a sum of which one term is hidden, and that term's factor."""
+    if not isinstance(step.op, Add):
+        return None
+    inner = {s.writes for s in merged.steps}
+    hidden = [i for i, read in enumerate(step.reads) if read in inner]
+    if len(hidden) != 1 or len(step.reads) == 1:
+        return None
+    factors = [1.0, *[step.op.factor] * (len(step.reads) - 1)]
+    terms = [
+        f * merged.sites[r].double() for i, (r, f) in enumerate(zip(step.reads, factors, strict=True)) if i != hidden[0]
+    ]
+    return sum(terms[1:], terms[0]), factors[hidden[0]]
 
 
 def _bias(merged: Merged, step: Step, error: Tensor) -> Iterator[tuple[Use, ...]]:
@@ -116,18 +135,18 @@ def _use(merged: Merged, step: Step, argument: str, weight: Weight, view: Tensor
     return Use(step.writes, argument, stored, weight.name, pattern(merged.weights(weight.name), stored), weight.name)
 
 
-def whole(merged: Merged, step: Step, mask: Tensor) -> Iterator[tuple[Use, ...]]:
+def whole(merged: Merged, step: Step, value: Tensor, mask: Tensor) -> Iterator[tuple[Use, ...]]:
     """The weight that maps what the step read to what it gave, where more rows were seen than it has columns.
 
-    What it read is computed where it is hidden. A norm's weight before it could do the same to all rows, so that only
-    a few rows are then the product's.
+    What it read is computed where it is hidden. A weight before it could do the same to all rows, so that the
+    product's are then only a few rows, or such as have the weight's own entries in other places.
     """
     arguments = dict(step.weights)
     weight = merged.weights(arguments["W"].name)
     read = step.reads[0]
     hidden = read not in merged.reads
     x = (merged.plain()[read] if hidden else merged.sites[read]).flatten(2)[mask.bool()].double()
-    y = step.op.undone(merged.value.flatten(2)[mask.bool()].double())
+    y = step.op.undone(value)
     if len(x) < 1.2 * x.shape[1] or x.shape[1] > 1024 or not bool(torch.isfinite(y).all()):
         return
     b = merged.weights(arguments["b"].name).double() if "b" in arguments else 0.0
@@ -135,9 +154,13 @@ def whole(merged: Merged, step: Step, mask: Tensor) -> Iterator[tuple[Use, ...]]
     view = arguments["W"].view(weight).clone()
     rows = (solution.T - view.double()).norm(dim=1) > 1e-3 * view.double().norm(dim=1)
     left = (x @ solution + b - y).norm(dim=0) > 1e-4 * y.norm(dim=0)
-    if bool(left[rows].any()) or not bool(rows.any()) or (hidden and int(rows.sum()) > len(rows) // 4):
+    if bool(left[rows].any()) or not bool(rows.any()):
         return
-    view[rows] = _snapped(solution.T[rows], weight.double().flatten()).to(view.dtype)
+    turned = _turned(solution.T[rows], view[rows].double())
+    if turned is None and hidden and int(rows.sum()) > len(rows) // 4:
+        return
+    ours = _snapped(solution.T[rows], weight.double().flatten()) if turned is None else turned
+    view[rows] = ours.to(view.dtype)
     yield (_use(merged, step, "W", arguments["W"], view),)
 
 
@@ -181,6 +204,8 @@ def _looked_up(merged: Merged, native: Tensor, mask: Tensor, known: frozenset[st
         ids = merged.sites[step.reads[0]][real]
         if isinstance(step.op, PositionEmbed):
             ids = (ids + step.op.offset).clamp(0, len(table) - 1)
+        if error.shape[1:] == table.shape[1:] and int(far.sum()) > len(far) // 2:
+            yield from _scaled_columns(merged, step, (merged.value.double()[real], native.double()[real]))
         wrong = ids[far].unique()
         if table.ndim != 2 or error.shape[1] != table.shape[1] or not 0 < len(wrong) <= len(ids.unique()) // 2:
             continue
@@ -189,6 +214,25 @@ def _looked_up(merged: Merged, native: Tensor, mask: Tensor, known: frozenset[st
         for i in wrong.tolist():
             ours[i] = (table[i].double() + error[ids == i].mean(0) / factor[0]).to(table.dtype)
         yield (_use(merged, step, "W", weight, weight.view(ours)),)
+
+
+def _scaled_columns(merged: Merged, step: Step, both: tuple[Tensor, Tensor]) -> Iterator[tuple[Use, ...]]:
+    """A table whose every row was multiplied by one vector, as where a norm is folded into what shares the table."""
+    y, n = both
+    factor = (y * n).sum(0) / n.square().sum(0).clamp_min(1e-300)
+    if bool((y - factor * n).norm() < _SAME * y.norm()) and float(factor.std()) > _KNOWN * float(factor.mean().abs()):
+        weight = dict(step.weights)["W"]
+        table = merged.weights(weight.name)
+        yield (_use(merged, step, "W", weight, weight.view((table.double() * factor).to(table.dtype))),)
+
+
+def _turned(found: Tensor, known: Tensor) -> Tensor | None:
+    """The same rows with their entries in another order, to the bit; None where they are not."""
+    ordered, order = known.sort(1).values, found.argsort(1)
+    apart = (found.gather(1, order) - ordered).abs().max()
+    if float(apart) > _KNOWN * float(known.square().mean().sqrt()):
+        return None
+    return torch.empty_like(known).scatter(1, order, ordered)
 
 
 def _snapped(found: Tensor, known: Tensor) -> Tensor:

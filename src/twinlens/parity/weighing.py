@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from twinlens import sites
-from twinlens.ops import Add, Branch, Project, Rotate
+from twinlens.ops import Add, Branch, Mix, Project, Rotate
 from twinlens.parity.changes import APART, ROUNDED, Use
 from twinlens.parity.merged import LARGE, Merged
 from twinlens.spec import Spec, Step, Weights
@@ -192,6 +193,39 @@ def exchanged(merged: Merged, spec: Spec, known: frozenset[str]) -> Iterator[tup
         others = [(s, a, name, names[i]) for s, a, name, names in slots if i < len(names) and names[i] != name]
         if others:
             yield tuple(Use(s.writes, a, merged.weights(o), name, _holds(o), o) for s, a, name, o in others)
+
+
+def absent(merged: Merged, known: frozenset[str]) -> Iterator[tuple[Use, ...]]:
+    """All that a step, and all that the whole, may do without, as where nobody loads any bias."""
+    may = [
+        Use(step.writes, argument, None, weight.name, "missing")
+        for step in merged.steps
+        for argument, weight in step.weights
+        if weight.name not in known and step.op.does_without(argument)
+    ]
+    alone = [tuple(u for u in may if u.site == site) for site in dict.fromkeys(u.site for u in may)]
+    yield from (uses for uses in dict.fromkeys([*alone, tuple(may)]) if len(uses) > 1)
+
+
+def folded(merged: Merged, known: frozenset[str]) -> Iterator[tuple[Use, ...]]:
+    """The values' bias within the output's: the same function only where the weights of a pattern add to one."""
+    products = [s for s in merged.steps if isinstance(s.op, Project)]
+    mixed = {(s.reads[1], s.writes) for s in merged.steps if isinstance(s.op, Mix)}
+    for v, out in product(products, products):
+        bias, weight, added = (dict(s.weights).get(a) for s, a in ((v, "b"), (out, "W"), (out, "b")))
+        if (v.writes, out.reads[0]) not in mixed or bias is None or weight is None or bias.name in known:
+            continue
+        assert isinstance(v.op, Project)
+        by_head = merged.weights(bias.name).double().unflatten(0, (v.op.heads, -1))
+        w = weight.view(merged.weights(weight.name)).double()
+        each = by_head.repeat_interleave(w.shape[1] // by_head.numel(), 0).flatten()
+        name = added.name if added else weight.name.removesuffix("weight") + "bias"
+        before = merged.weights(name) if added else torch.zeros(len(w))
+        ours = (before.double() + w @ each).to(merged.value.dtype)
+        yield (
+            Use(v.writes, "b", None, bias.name, "missing"),
+            Use(out.writes, "b", ours, name, pattern(before, ours), name),
+        )
 
 
 def is_copy(step: Step) -> bool:
