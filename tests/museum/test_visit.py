@@ -31,6 +31,7 @@ FROM_THE_STREAM = [
     "softcap-applied-after-mask",
     "gpt-oss-value-bias-folded-with-sinks",
     "gpt-oss-expert-bias-dropped",
+    "experts-permuted-without-router",
     "o-proj-columns-in-other-head-order",
     "internlm3-positions-doubled",
     "final-norm-folded-into-tied-embedding",

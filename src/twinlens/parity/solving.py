@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from twinlens.ops import Add, Embed, Normalize, NormWeight, PositionEmbed, Project, Unembed
+from twinlens.ops import Add, Embed, Experts, Normalize, NormWeight, PositionEmbed, Project, Unembed
 from twinlens.parity.changes import Feed, Use
 from twinlens.parity.merged import Merged
-from twinlens.parity.weighing import is_copy, pattern
-from twinlens.spec import Step, Weight
+from twinlens.parity.shuffled import shuffled
+from twinlens.parity.weighing import instead, is_copy
+from twinlens.spec import Step
 
 _MOVED = 1e-4
 """A row whose factor is nearer to 1 is the reference's: rounding moves it by less."""
@@ -38,10 +39,14 @@ def solved(merged: Merged, native: Tensor, mask: Tensor, known: frozenset[str]) 
     while norms < len(steps) - 1 and isinstance(steps[-1 - norms].op, Normalize | NormWeight):
         norms += 1
     step = steps[-1 - norms]
-    if not isinstance(step.op, Project | Unembed):
+    if not isinstance(step.op, Project | Unembed | Experts):
         return
     y, n = (x.flatten(2)[mask.bool()] for x in (value, given))
     if y.shape != n.shape:
+        return
+    if isinstance(step.op, Experts):
+        if not norms and known.isdisjoint(w.name for _, w in step.weights):
+            yield from shuffled(merged, step, y, mask)
         return
     name = dict(step.weights)["W"].name
     if norms:
@@ -111,7 +116,7 @@ def _scaled(merged: Merged, step: Step, rows: Tensor, factor: Tensor) -> Iterato
     weight = dict(step.weights)["W"]
     view = weight.view(merged.weights(weight.name)).clone()
     view[rows] = (view[rows].double() * factor[rows, None]).to(view.dtype)
-    yield (_use(merged, step, "W", weight, view),)
+    yield (instead(merged, step, "W", weight, view),)
 
 
 def _permuted(merged: Merged, step: Step, y: Tensor, n: Tensor) -> Iterator[tuple[Use, ...]]:
@@ -127,12 +132,7 @@ def _permuted(merged: Merged, step: Step, y: Tensor, n: Tensor) -> Iterator[tupl
         return
     order = torch.arange(len(apart), device=at.device)
     order[moved] = moved[at]
-    yield tuple(_use(merged, step, a, w, w.view(merged.weights(w.name))[order]) for a, w in step.weights)
-
-
-def _use(merged: Merged, step: Step, argument: str, weight: Weight, view: Tensor) -> Use:
-    stored = view.T if weight.transposed else view
-    return Use(step.writes, argument, stored, weight.name, pattern(merged.weights(weight.name), stored), weight.name)
+    yield tuple(instead(merged, step, a, w, w.view(merged.weights(w.name))[order]) for a, w in step.weights)
 
 
 def whole(merged: Merged, step: Step, value: Tensor, mask: Tensor) -> Iterator[tuple[Use, ...]]:
@@ -161,7 +161,7 @@ def whole(merged: Merged, step: Step, value: Tensor, mask: Tensor) -> Iterator[t
         return
     ours = _snapped(solution.T[rows], weight.double().flatten()) if turned is None else turned
     view[rows] = ours.to(view.dtype)
-    yield (_use(merged, step, "W", arguments["W"], view),)
+    yield (instead(merged, step, "W", arguments["W"], view),)
 
 
 def _other_ids(merged: Merged, native: Tensor, mask: Tensor) -> Iterator[tuple[Feed, ...]]:
@@ -213,7 +213,7 @@ def _looked_up(merged: Merged, native: Tensor, mask: Tensor, known: frozenset[st
         ours = table.clone()
         for i in wrong.tolist():
             ours[i] = (table[i].double() + error[ids == i].mean(0) / factor[0]).to(table.dtype)
-        yield (_use(merged, step, "W", weight, weight.view(ours)),)
+        yield (instead(merged, step, "W", weight, weight.view(ours)),)
 
 
 def _scaled_columns(merged: Merged, step: Step, both: tuple[Tensor, Tensor]) -> Iterator[tuple[Use, ...]]:
@@ -223,7 +223,7 @@ def _scaled_columns(merged: Merged, step: Step, both: tuple[Tensor, Tensor]) -> 
     if bool((y - factor * n).norm() < _SAME * y.norm()) and float(factor.std()) > _KNOWN * float(factor.mean().abs()):
         weight = dict(step.weights)["W"]
         table = merged.weights(weight.name)
-        yield (_use(merged, step, "W", weight, weight.view((table.double() * factor).to(table.dtype))),)
+        yield (instead(merged, step, "W", weight, weight.view((table.double() * factor).to(table.dtype))),)
 
 
 def _turned(found: Tensor, known: Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ from twinlens import sites
 from twinlens.ops import Add, Branch, Mix, Project, Rotate
 from twinlens.parity.changes import APART, ROUNDED, Use
 from twinlens.parity.merged import LARGE, Merged
-from twinlens.spec import Spec, Step, Weights
+from twinlens.spec import Spec, Step, Weight, Weights
 
 _PART = 1 << 22
 
@@ -193,6 +193,12 @@ def exchanged(merged: Merged, spec: Spec, known: frozenset[str]) -> Iterator[tup
         others = [(s, a, name, names[i]) for s, a, name, names in slots if i < len(names) and names[i] != name]
         if others:
             yield tuple(Use(s.writes, a, merged.weights(o), name, _holds(o), o) for s, a, name, o in others)
+
+
+def instead(merged: Merged, step: Step, argument: str, weight: Weight, view: Tensor) -> Use:
+    """The checkpoint's tensor as it would be for a step to be given this."""
+    stored = view.T if weight.transposed else view
+    return Use(step.writes, argument, stored, weight.name, pattern(merged.weights(weight.name), stored), weight.name)
 
 
 def absent(merged: Merged, known: frozenset[str]) -> Iterator[tuple[Use, ...]]:
