@@ -11,7 +11,7 @@ from torch import nn
 
 import twinlens
 from twinlens.museum.tiny import random_tokens, tiny_gemma2
-from twinlens.parity import merged, weighing
+from twinlens.parity import oracle, weighing
 from twinlens.report import words
 
 
@@ -57,7 +57,7 @@ def test_parts_say_what_the_whole_says(
     reference, candidate = tiny_gemma2(), tiny_gemma2()
     fault(candidate)
     whole = twinlens.compare(reference, candidate)
-    monkeypatch.setattr(merged, "LARGE", 100)
+    monkeypatch.setattr(oracle, "LARGE", 100)
     monkeypatch.setattr(weighing, "_PART", 7)
     parts = twinlens.compare(reference, candidate)
     assert [c.parameter for c in parts.causes] == [parameter]

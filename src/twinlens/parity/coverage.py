@@ -12,8 +12,9 @@ from twinlens.parity.changes import SetField, Variant, twins
 from twinlens.parity.fit import Fit, numbers, slope
 from twinlens.parity.judge import Judge
 from twinlens.parity.merged import Merged, merge
-from twinlens.parity.rounding import Scale, difference, support, unmasked
+from twinlens.parity.rounding import difference, support, unmasked
 from twinlens.parity.rows import Rows
+from twinlens.parity.scale import Scale
 from twinlens.parity.score import IMPOSSIBLE
 from twinlens.sites import axes
 

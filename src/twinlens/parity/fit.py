@@ -11,7 +11,7 @@ from torch import Tensor
 
 from twinlens.fields import FACTOR, Kind, from_smooth, kinds, to_smooth
 from twinlens.parity.changes import Change, SetField, Use, Variant, twins
-from twinlens.parity.merged import LARGE, Oracle
+from twinlens.parity.oracle import LARGE, Oracle
 from twinlens.parity.rounding import by_rows, difference
 from twinlens.sites import split
 from twinlens.spec import Step, Weights

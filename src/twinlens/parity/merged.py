@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from twinlens.cached import nothing
-from twinlens.ops.base import Op
 from twinlens.parity.changes import Variant
 from twinlens.parity.meter import Meter
+from twinlens.parity.oracle import Oracle, double
 from twinlens.parity.rows import Noise, Rows
 from twinlens.sites import ASKED, INPUTS, by_slot, is_input, split
-from twinlens.spec import Spec, Step, Weights, evaluate, exact, units
+from twinlens.spec import Spec, Step, Weights, evaluate, units
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ class Merged:
         if not step.op.chooses:
             return value
         reads = [x if rows is None else rows.of(r, x) for r, x in zip(step.reads, self._scores, strict=True)]
-        weights = {name: _double(w) for name, w in step.arguments(self.weights).items()}
-        return step.op.exact().compared(value, *map(_double, reads), **weights).float()
+        weights = {name: double(w) for name, w in step.arguments(self.weights).items()}
+        return step.op.exact().compared(value, *map(double, reads), **weights).float()
 
     @cached_property
     def _scores(self) -> list[Tensor]:
@@ -137,124 +136,6 @@ def replayed(
 
 def _as_stored(site: str, x: Tensor, dtypes: Mapping[str, torch.dtype]) -> Tensor:
     return x.to(dtypes.get(site, x.dtype)) if x.is_floating_point() else x
-
-
-@dataclass
-class Oracle:
-    """A merged step in float64 on a few rows."""
-
-    merged: Merged
-    rows: Rows
-    tensors: dict[str, Tensor]
-    weights: dict[str, Tensor]
-    times: float = 1.0
-    """What a call counts: 2 while a derivative is taken along with it."""
-
-    @classmethod
-    def of(cls, merged: Merged, variant: Variant, rows: Rows) -> Oracle:
-        """Convert what the steps read."""
-        inputs = variant.inputs(merged.sites)
-        tensors = {r: _double(inputs[r]) for s in variant.steps(merged.steps) for r in s.reads if r in inputs}
-        return cls(merged, rows, tensors, {})
-
-    def __call__(self, variant: Variant, noise: Noise | None = None) -> Tensor:
-        """The target under a variant's changes."""
-        step, reads, arguments = self._last(variant, noise)
-        return self._compared(step, _in_parts(step, reads, arguments))
-
-    def with_magnitude(self, variant: Variant) -> tuple[Tensor, Tensor]:
-        """The target, and what one unit of roundoff in its own step is multiplied by."""
-        step, reads, arguments = self._last(variant, None)
-        value = self._compared(step, _in_parts(step, reads, arguments))
-        return value, self._on_rows(step, _in_parts(step, reads, arguments, _magnitude))
-
-    def _compared(self, step: Step, value: Tensor) -> Tensor:
-        return self.merged.compared(self._on_rows(step, value), self.rows)
-
-    def _on_rows(self, step: Step, value: Tensor) -> Tensor:
-        return value if any(_by_row(step)) else self.rows.of(step.writes, value)
-
-    def _last(self, variant: Variant, noise: Noise | None) -> tuple[Step, list[Tensor], dict[str, Tensor]]:
-        """The target's own step, with all that it reads."""
-        steps = exact(variant.steps(self.merged.steps))
-        whole = _needed_whole(steps)
-        find = variant.weights(self.merged.weights)
-        self.merged.meter.add(steps, self.rows.share, self.merged.weights, self.times)
-        values: dict[str, Tensor] = {k: v for k, v in self.tensors.items() if k not in {s.writes for s in steps}}
-        values |= {k: _double(v) for k, v in variant.inputs(self.merged.sites).items() if k.startswith("candidate:")}
-        narrow: set[str] = set()
-
-        def given(step: Step) -> tuple[list[Tensor], dict[str, Tensor]]:
-            reads = [
-                self.rows.of(r, values[r]) if step.writes not in whole and by_row and r not in narrow else values[r]
-                for r, by_row in zip(step.reads, _by_row(step), strict=True)
-            ]
-            return reads, {a: w.view(self._weight(w.name, find)) for a, w in step.weights}
-
-        for step in steps[:-1]:
-            reads, arguments = given(step)
-            value = _in_parts(step, reads, arguments)
-            if noise is not None:
-                value = noise(step, value, _in_parts(step, reads, arguments, _magnitude))
-            values[step.writes] = value
-            if step.writes not in whole:
-                narrow.add(step.writes)
-        return steps[-1], *given(steps[-1])
-
-    def _weight(self, name: str, find: Weights) -> Tensor:
-        if name in self.weights:
-            return self.weights[name]
-        weight = find(name)
-        wide = weight if weight.numel() > LARGE else _double(weight)
-        if not name.startswith("candidate:"):  # another one in each variant
-            self.weights[name] = wide
-        return wide
-
-
-LARGE = 1 << 26
-"""Entries of a weight beyond which it is widened part by part, each time anew: half a gigabyte in float64."""
-
-
-def _value(op: Op, *reads: Any, **weights: Any) -> Tensor:
-    return op(*reads, **weights)
-
-
-def _magnitude(op: Op, *reads: Any, **weights: Any) -> Tensor:
-    return op.magnitude(*reads, **weights)
-
-
-def _in_parts(
-    step: Step, reads: Sequence[Tensor], arguments: Mapping[str, Tensor], of: Callable[..., Tensor] = _value
-) -> Tensor:
-    """A step, or what is `of` it, in float64; a weight that is still in the dtype in which it is held, part by part."""
-    if all(w.dtype == torch.float64 or not w.is_floating_point() for w in arguments.values()):
-        return of(step.op, *reads, **arguments)
-    found = [
-        of(op, *some, **{name: _double(w) for name, w in weights.items()})
-        for op, some, weights in step.op.parts(LARGE, *reads, **arguments)
-    ]
-    return found[0] if len(found) == 1 else torch.cat(found, dim=2)
-
-
-def _by_row(step: Step) -> tuple[bool, ...]:
-    by_row = step.op.rows_alone()
-    return by_row[: len(step.reads)] + (True,) * (len(step.reads) - len(by_row))
-
-
-def _needed_whole(steps: Sequence[Step]) -> set[str]:
-    """Sites of which some later step needs every row, or whose own step gives them all."""
-    whole: set[str] = set()
-    for step in reversed(steps):
-        if not any(_by_row(step)):
-            whole.add(step.writes)
-        for site, by_row in zip(step.reads, _by_row(step), strict=True):
-            if step.writes in whole or not by_row:
-                whole.add(site)
-    return whole
-
-
-def _double(x: Tensor) -> Tensor:
-    return x.double() if x.is_floating_point() else x
 
 
 def merge(

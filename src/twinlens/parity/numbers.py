@@ -12,8 +12,8 @@ from torch import Tensor
 from twinlens.parity.changes import Change, Leave, SetField, Use, Variant, slot
 from twinlens.parity.closed_form import closed_form
 from twinlens.parity.fit import Fit, Fitted, Number, alike, constants, factors, interval, numbers
-from twinlens.parity.rounding import Scale
 from twinlens.parity.rows import Rows
+from twinlens.parity.scale import Scale
 from twinlens.parity.score import MOSTLY, REDUNDANT, Found, Scorer, apart
 from twinlens.spec import Step
 

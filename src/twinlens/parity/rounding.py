@@ -9,16 +9,12 @@ from torch import Tensor
 
 from twinlens import bits
 from twinlens.ops.attention import UNREACHED
-from twinlens.parity.changes import Variant
-from twinlens.parity.merged import Merged
-from twinlens.parity.rows import Noise, Rows
 from twinlens.sites import axes
 
 WIDE = 3.0
 """Rows beyond WIDE · u · (|W||x| and its like) are no rounding. Measured on honest pairs: see docs/rounding.md."""
 TIGHT = 3.0
 """Rows within TIGHT · (this step's own error against float64) need no further look."""
-_DRAWS = 2
 
 
 @dataclass(frozen=True)
@@ -28,11 +24,18 @@ class Ratio:
     wide: float
     tight: float
     support: int = 0
+    measured: bool = False
+    """Whether the wide scale, too, is what the step was seen to err."""
 
     @property
     def is_rounding(self) -> bool:
         """Whether rounding explains it."""
         return self.support == 0 and (self.wide <= WIDE or self.tight <= TIGHT)
+
+    @property
+    def is_loose(self) -> bool:
+        """Whether only a scale holds it that may be many times what the step errs."""
+        return not (self.is_close or self.measured)
 
     @property
     def is_close(self) -> bool:
@@ -97,62 +100,3 @@ def by_rows(site: str, tensor: Tensor, mask: Tensor) -> Tensor:
     if tensor.shape[0] != mask.shape[0]:
         tensor = tensor.expand(mask.shape[0], *tensor.shape[1:])
     return tensor[mask.bool()].reshape(-1, tensor.shape[-1])
-
-
-class Scale:
-    """The rounding scales of one merged step on some rows, measured."""
-
-    def __init__(self, merged: Merged, variant: Variant, rows: Rows, native: Tensor) -> None:
-        self.merged, self.rows = merged, rows
-        site, mask = merged.target, merged.sites["mask"]
-        self.mask = rows.of("mask", mask)
-        plain = merged.plain(variant) if len(merged.steps) > 1 else {site: native}
-        oracle = merged.prepared(variant, rows)
-        self.exact, magnitude = oracle.with_magnitude(variant)
-        coarsest = (native.dtype, merged.value.dtype, merged.dtypes[site], torch.float32)
-        u = max(torch.finfo(t).eps for t in coarsest) / 2
-        wide = (u * magnitude).square()
-        if len(merged.steps) > 1:
-            dtypes = {k: _coarser(v.dtype, merged.value.dtype) for k, v in plain.items()}
-            draws = [oracle(variant, Noise(dtypes, seed)) - self.exact for seed in range(_DRAWS)]
-            wide = wide + torch.stack(draws).square().mean(0)
-        own = difference(site, rows.of(site, native), self.exact)
-        floor = 0.3 * u * self.exact.abs().masked_fill(self.exact < UNREACHED, 0.0)
-        self.wide = by_rows(site, wide.expand_as(self.exact), self.mask)
-        self.tight = by_rows(site, torch.maximum(own.abs(), floor).square(), self.mask)
-
-    def ratio(self, error: Tensor, support: int) -> Ratio:
-        """An error on these rows against the scales."""
-        e = by_rows(self.merged.target, error, self.mask).square()
-        width = e.shape[-1]
-        return Ratio(_worst(e, self.wide[..., :width]), _worst(e, self.tight[..., :width]), support)
-
-    def weights(self) -> Tensor:
-        """1 / scale of each row of the target, for least squares.
-
-        A row that is exactly 0 (a sine at position 0) has no rounding of its own to be measured in: it counts by that
-        of the step as a whole, or it would hide what every other row says of a change.
-        """
-        rows = self.tight.mean(-1, keepdim=True)
-        return 1.0 / torch.where(rows == 0, rows.mean(), rows).sqrt().clamp_min(1e-300)
-
-
-def _worst(e: Tensor, scale: Tensor) -> float:
-    """The largest ratio of root mean squares over rows and over columns."""
-    if e.numel() == 0:
-        return 0.0
-    worst = 0.0
-    for axis in (-1, 0):
-        top, bottom = e.mean(axis), scale.mean(axis)
-        if not bool(torch.isfinite(top).all()):
-            return float("inf")
-        worst = max(worst, float(torch.where(top == 0, top, top / bottom.clamp_min(1e-300)).max()))
-    return worst**0.5
-
-
-def _coarser(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    return max(
-        (t for t in (a, b, torch.float32) if t.is_floating_point),
-        key=lambda t: torch.finfo(t).eps,
-        default=torch.float32,
-    )

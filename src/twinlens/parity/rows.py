@@ -27,16 +27,16 @@ class Rows:
 
 
 class Noise:
-    """Random rounding after every inner step: how one unit of roundoff inside reaches the target."""
+    """Random rounding after every inner step: how far it is from there to the target."""
 
-    def __init__(self, dtypes: Mapping[str, torch.dtype], seed: int) -> None:
-        self.dtypes = dtypes
+    def __init__(self, sizes: Mapping[str, Tensor], seed: int) -> None:
+        """`sizes`: by site, entry by entry, what one rounding is there."""
+        self.sizes = sizes
         self.generator = torch.Generator().manual_seed(seed)
 
-    def __call__(self, step: Step, value: Tensor, magnitude: Tensor) -> Tensor:
+    def __call__(self, step: Step, value: Tensor) -> Tensor:
         """The value as one more rounding might have left it; a choice is made and not rounded."""
         if step.op.chooses:
             return value
-        u = torch.finfo(self.dtypes[step.writes]).eps / 2
         draw = torch.randn(value.shape, generator=self.generator, dtype=torch.float64).to(value.device)
-        return value + u * magnitude * draw
+        return value + self.sizes[step.writes] * draw

@@ -11,8 +11,9 @@ from torch import Tensor
 from twinlens.parity.changes import Change, Leave, SetField, Variant, concerns, is_precision, slot
 from twinlens.parity.fit import numbers
 from twinlens.parity.merged import Merged
-from twinlens.parity.rounding import Ratio, Scale, by_rows, difference, masked, support
+from twinlens.parity.rounding import Ratio, by_rows, difference, masked, support
 from twinlens.parity.rows import Rows
+from twinlens.parity.scale import Scale
 from twinlens.sites import axes
 from twinlens.spec import Spec, Step
 
@@ -109,7 +110,7 @@ class Scorer:
 
     def is_explained(self, score: Score) -> bool:
         """Rounding, with most of the error gone; and much nearer than before where rounding's scale is loose."""
-        return score.ratio.is_rounding and self._left(score) < (MOSTLY if score.ratio.is_close else NEARLY)
+        return score.ratio.is_rounding and self._left(score) < (NEARLY if score.ratio.is_loose else MOSTLY)
 
     def agrees(self, score: Score) -> bool:
         """What was found elsewhere needs less proof: what is left is as of an honest pair, and most is gone."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from twinlens import sites
 from twinlens.ops import Add, Branch, Mix, Project, Rotate
 from twinlens.parity.changes import APART, ROUNDED, Use
-from twinlens.parity.merged import LARGE, Merged
+from twinlens.parity.merged import Merged
+from twinlens.parity.oracle import LARGE
 from twinlens.spec import Spec, Step, Weight, Weights
 
 _PART = 1 << 22
