@@ -54,7 +54,7 @@ class Scale:
         draws = (_CHOICES if choices else _RUNS) if self.is_measured else _DRAWS
         moved = [oracle(variant, Noise(sizes, seed)) - self.exact for seed in range(draws)]
         runs = torch.stack([by_rows(site, x, self.mask).square() for x in moved + [own] * self.is_measured])
-        carried = _farthest(runs) if choices and self.is_measured else runs.mean(0)
+        carried = _farthest(runs) if self.is_measured else runs.mean(0)
         if site in sizes and _is_short(dtypes[site]):
             return by_rows(site, sizes[site].square().expand_as(self.exact), self.mask) + carried
         return self.wide + carried
