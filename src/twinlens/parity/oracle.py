@@ -38,12 +38,12 @@ class Oracle:
 
     def __call__(self, variant: Variant, noise: Noise | None = None) -> Tensor:
         """The target under a variant's changes."""
-        step, reads, arguments = self._last(variant, noise)
+        step, reads, arguments = self.last(variant, noise)
         return self._compared(step, in_parts(step, reads, arguments))
 
     def with_magnitude(self, variant: Variant) -> tuple[Tensor, Tensor]:
         """The target, and what one unit of roundoff in its own step is multiplied by."""
-        step, reads, arguments = self._last(variant, None)
+        step, reads, arguments = self.last(variant)
         value = self._compared(step, in_parts(step, reads, arguments))
         return value, self._on_rows(step, in_parts(step, reads, arguments, size))
 
@@ -53,7 +53,7 @@ class Oracle:
     def _on_rows(self, step: Step, value: Tensor) -> Tensor:
         return value if any(_by_row(step)) else self.rows.of(step.writes, value)
 
-    def _last(self, variant: Variant, noise: Noise | None) -> tuple[Step, list[Tensor], dict[str, Tensor]]:
+    def last(self, variant: Variant, noise: Noise | None = None) -> tuple[Step, list[Tensor], dict[str, Tensor]]:
         """The target's own step, with all that it reads."""
         written = {s.writes for s in variant.steps(self.merged.steps)}
         values = {k: v for k, v in self.tensors.items() if k not in written}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from twinlens.ops.attention import UNREACHED
 from twinlens.parity.changes import Variant
 from twinlens.parity.merged import Merged
 from twinlens.parity.oracle import Oracle, in_parts, size
-from twinlens.parity.rounding import Ratio, by_rows, difference
+from twinlens.parity.rounding import WIDE, Ratio, by_rows, difference
 from twinlens.parity.rows import Noise, Rows
 
 _DRAWS = 2
@@ -50,14 +50,29 @@ class Scale:
         dtypes = {s: _coarser(x.dtype, self.merged.value.dtype) for s, x in plain.items()}
         self.is_measured = any(map(_is_short, dtypes.values()))
         sizes = roundings(oracle, variant, plain, dtypes)
-        choices = any(s.op.chooses for s in steps)
-        draws = (_CHOICES if choices else _RUNS) if self.is_measured else _DRAWS
+        if steps[-1].op.chooses:
+            return self.wide + _farthest(torch.stack([*self._doubts(oracle, variant, sizes), self.tight]))
+        draws = _DRAWS if not self.is_measured else _CHOICES if any(s.op.chooses for s in steps) else _RUNS
         moved = [oracle(variant, Noise(sizes, seed)) - self.exact for seed in range(draws)]
         runs = torch.stack([by_rows(site, x, self.mask).square() for x in moved + [own] * self.is_measured])
-        carried = _farthest(runs) if self.is_measured else runs.mean(0)
-        if site in sizes and _is_short(dtypes[site]):
-            return by_rows(site, sizes[site].square().expand_as(self.exact), self.mask) + carried
-        return self.wide + carried
+        if not self.is_measured:
+            return self.wide + runs.mean(0)
+        last = by_rows(site, sizes[site].square().expand_as(self.exact), self.mask)
+        return (last if _is_short(dtypes[site]) else self.wide) + _farthest(runs)
+
+    def _doubts(self, oracle: Oracle, variant: Variant, sizes: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """What rounding may make of a choice: another one, where scores on both sides of it lie within WIDE times their
+        roundings of each other; and how far it moves the scores of those that are chosen.
+        """
+        step, reads, weights = oracle.last(variant)
+        chosen = step.op(*reads, **weights)
+        scores = step.op.compared(chosen, *reads, **weights)
+        wider = {site: WIDE * x for site, x in sizes.items()}
+        for seed in range(_CHOICES):
+            step, reads, weights = oracle.last(variant, Noise(wider, seed))
+            other = self.merged.compared(step.op(*reads, **weights), self.rows) - self.exact
+            moved = (step.op.compared(chosen, *reads, **weights) - scores) / WIDE
+            yield by_rows(self.merged.target, other.square() + moved.square(), self.mask)
 
     def ratio(self, error: Tensor, support: int) -> Ratio:
         """An error on these rows against the scales."""
