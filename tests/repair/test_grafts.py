@@ -188,13 +188,25 @@ def test_a_mended_model_generates_with_a_cache(family: str, plant: Plant, config
         assert torch.equal(generated(candidate, **how), generated(reference, **how))
 
 
-def test_what_a_cache_hides_is_said() -> None:
+def test_scores_are_mended_in_calls_that_go_on_from_a_cache() -> None:
+    """What a cache holds is nobody's to read: the graft keeps the keys that its calls showed."""
     reference, candidate = mended("llama", scale)
-    tokens = random_tokens(reference, 1, 12)
-    with pytest.raises(CaptureError, match="use_cache=False"):
-        generated(candidate, input_ids=tokens)
-    wanted = generated(reference, input_ids=tokens, use_cache=False)
-    assert torch.equal(generated(candidate, input_ids=tokens, use_cache=False), wanted)
+    tokens, mask = left_padded(reference, lengths=(12, 7))
+    for how in ({"input_ids": tokens[:1]}, {"input_ids": tokens, "attention_mask": mask}):
+        assert torch.equal(generated(candidate, **how), generated(reference, **how))
+
+
+def test_a_cache_that_others_filled_or_changed_is_refused() -> None:
+    reference, candidate = mended("llama", scale)
+    tokens = random_tokens(reference, 2, 12)
+    with torch.no_grad():
+        theirs = reference(tokens, use_cache=True).past_key_values
+        with pytest.raises(CaptureError, match="use_cache=False"):
+            candidate(tokens[:, :1], past_key_values=theirs)
+        own = candidate(tokens, use_cache=True).past_key_values
+        own.reorder_cache(torch.tensor([1, 0]))
+        with pytest.raises(CaptureError, match="use_cache=False"):
+            candidate(tokens[:, :1], past_key_values=own)
 
 
 def test_a_mask_in_other_words_is_refused_where_it_is_read() -> None:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from twinlens.cached import cached, calls_of
 from twinlens.capture.align import align
-from twinlens.capture.arguments import Arguments
+from twinlens.capture.arguments import Arguments, sees_others
 from twinlens.capture.calling import Call, device_of, invoke, logits_of
+from twinlens.capture.calls import seen_calls, stepping
 from twinlens.capture.graph import Graph
 from twinlens.capture.placement import Placement
 from twinlens.capture.plan import Plan, Run, Value, following
 from twinlens.capture.recorder import probe
+from twinlens.capture.remembered import Remembered
 from twinlens.capture.tracer import Tracer
 from twinlens.errors import CaptureError
-from twinlens.spec import Spec, Weights
+from twinlens.spec import Spec, Step, Weights
 
 MOST_PATHS = 16
 """Paths that are remembered: code that follows the data, as a loop over experts does, has one for each call."""
@@ -53,33 +57,82 @@ def graft(
     Raises:
         CaptureError: a site cannot be seen; of a call: it runs other code, or hides what a site is computed from.
     """
-    forward = module.forward
     tokens, padding = probe(spec, mask, device=device_of(module))
-    placement = _within(module, spec, weights, tokens, padding, call)
-    missing = [s for s in replacements if s not in placement.places]
+    with _traced(module) as graphs, torch.no_grad():
+        invoke(module, tokens, padding, call)
+    placement = align(graphs[-1], spec, weights)
+    _check_seen(module, placement, replacements)
+    plan = Plan.of(placement, spec, list(replacements))
+    made, _ = _put(module, spec, weights, replacements, [plan])
+    return _tried(made, lambda: invoke(module, tokens, padding, call))
+
+
+def graft_calls(
+    module: nn.Module, spec: Spec, weights: Weights, replacements: Mapping[str, Value],
+    sites: Sequence[Collection[str]], tokens: Tensor, mask: Tensor | None, lengths: Sequence[int],
+) -> Graft:  # fmt: skip
+    """The same where calls with a cache are at fault: `sites` are those that are replaced in each of these calls.
+
+    Calls are of two kinds, those that begin a cache and those that go on from one; in all of a kind the same sites are
+    replaced, as far as they are there.
+
+    Raises:
+        CaptureError: as `graft`.
+    """
+    plans = list[Plan]()
+    with _traced(module) as graphs:
+
+        def tracing(tokens: Tensor, mask: Tensor | None, call: Call) -> Graph:
+            with torch.no_grad():
+                call(tokens, mask)
+            return graphs[-1]
+
+        later = dict.fromkeys(s for some in sites[1:] for s in some)
+        for seen, own in zip(seen_calls(module, spec, weights, tokens, mask, lengths, tracing), sites, strict=True):
+            _check_seen(module, seen.placement, own)
+            if not plans or not any(p.holds(seen.placement.graph) for p in plans[1:]):
+                here = [s for s in (later if plans else own) if s in seen.placement.places]
+                plans.append(Plan.of(seen.placement, cached(spec), here, later=bool(plans)))
+    made, grafted = _put(module, spec, weights, replacements, plans)
+    grafted.keeps = True
+    step = stepping(module)
+    return _tried(made, lambda: [step(ids, slots) for ids, slots in calls_of(tokens, mask, lengths)])
+
+
+def _check_seen(module: nn.Module, placement: Placement, sites: Iterable[str]) -> None:
+    missing = [s for s in sites if s not in placement.places]
     if missing:
         raise CaptureError(f"{missing[0]} is not visible in {type(module).__name__}; nothing can be put in its place.")
-    grafted = Grafted(module, spec, weights, replacements, [Plan.of(placement, spec, list(replacements))])
+
+
+def _put(
+    module: nn.Module, spec: Spec, weights: Weights, values: Mapping[str, Value], plans: list[Plan]
+) -> tuple[Graft, Grafted]:  # fmt: skip
+    forward = module.forward
+    grafted = Grafted(module, spec, weights, values, plans)
 
     @functools.wraps(forward)
     def mended(*args: Any, **kwargs: Any) -> Any:
         return grafted(args, kwargs)
 
     module.forward = mended
-    made = Graft(module, forward)
+    return Graft(module, forward), grafted
+
+
+def _tried(made: Graft, calls: Callable[[], Any]) -> Graft:
+    """What was put in, if it can be seen in these calls that it is in the right place."""
     try:
         with torch.no_grad():
-            invoke(module, tokens, padding, call)
+            calls()
     except CaptureError:
         made.remove()
         raise
     return made
 
 
-def _within(
-    module: nn.Module, spec: Spec, weights: Weights, tokens: Tensor, mask: Tensor | None, call: Call | None
-) -> Placement:
-    """Where the sites are in what happens inside the module's forward, whatever calls it."""
+@contextmanager
+def _traced(module: nn.Module) -> Generator[list[Graph]]:
+    """What happens inside the module's forward, whatever calls it."""
     graphs: list[Graph] = []
     forward = module.forward
 
@@ -95,11 +148,9 @@ def _within(
     made = Graft(module, forward)
     module.forward = traced
     try:
-        with torch.no_grad():
-            invoke(module, tokens, mask, call)
+        yield graphs
     finally:
         made.remove()
-    return align(graphs[-1], spec, weights)
 
 
 @dataclass(eq=False)
@@ -111,71 +162,88 @@ class Grafted:
     weights: Weights
     values: Mapping[str, Value]
     plans: list[Plan]
-    """By path; the first is the one on which the sites were placed."""
-    agreed: set[str] | None = None
-    """Of the sites that are computed from those, the ones that followed from what was put in there."""
+    """By path; the first ones are those on which the sites were placed."""
+    agreed: dict[Plan, set[str]] = field(default_factory=dict[Plan, set[str]])
+    """By the path on which sites were placed: of what is computed from those, what followed from what was put in."""
     of_kind: dict[tuple[bool, ...], Plan] = field(default_factory=dict[tuple[bool, ...], Plan])
 
     def __post_init__(self) -> None:
         self.forward = self.module.forward
+        self.placed = len(self.plans)
+        self.kept = Remembered(self.spec)
+        self.keeps = any(sees_others(s) for plan in self.plans for site in plan.sites for s in self._needed(site, plan))
 
     def __call__(self, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """One call: the first plan that holds on its path; what is tried before is no part of it for who traces."""
-        call = Arguments.of(self.forward, args, kwargs)
-        self._refuse(call)
+        call = Arguments.of(self.forward, args, kwargs, self.kept)
         restore = call.saved()
-        plan = self.of_kind.get(call.kind, self.plans[0])
+        plans = [p for p in self.plans if p.later == (call.past != 0)] or self.plans
+        plan = self.of_kind.get(call.kind, plans[0])
         for _ in range(len(self.values) + 2):  # a graft may change where the code of later ones leads
+            self._refuse(call, plan)
             run = Run(self.module, self.spec, plan, self.values, call)
             with Tracer.aside():
                 out = run(self.forward, args, kwargs)
             graph = run.tracer.close(self.module, logits_of(out, self.module))
             if run.complete(graph):
                 self._keep(plan, run, graph)
-                return self._seen(plan, call, restore, args, kwargs) if Tracer.listening else out
+                if Tracer.listening:  # the same once more, for those who trace it
+                    restore()
+                    out = Run(self.module, self.spec, plan, self.values, call)(self.forward, args, kwargs)
+                if self.keeps:
+                    self._remember(out, run, graph)
+                return out
             restore()
-            followed = next((p for p in self.plans if p is not plan and p.holds(graph)), None)
-            followed = followed or self.plans[0].on(graph)
+            followed = next((p for p in plans if p is not plan and p.holds(graph)), None)
+            followed = followed or plan.origin.on(graph)
             if followed is None:
                 break
             plan = followed
-        raise self._other_code(call)
+        raise self._other_code(call, plan)
 
-    def _seen(self, plan: Plan, call: Arguments, restore: Callable[[], None], args: Any, kwargs: Any) -> Any:
-        """The same once more, for those who trace it."""
-        restore()
-        return Run(self.module, self.spec, plan, self.values, call)(self.forward, args, kwargs)
+    def _remember(self, out: Any, run: Run, graph: Graph) -> None:
+        """What the call leaves to the next one."""
+        if run.call.key_mask is not None or not run.call.whole:
+            with Tracer.aside():
+                self.kept.add(out, run.call.before, run.showed(graph), run.inputs["key_mask"])
 
     def _keep(self, plan: Plan, run: Run, graph: Graph) -> None:
         """Remember a path, once what is computed from the sites is what it was on the first one."""
-        if self.agreed is None:
-            self.agreed = run.agreeing(graph, self.weights)
+        if plan.origin not in self.agreed:
+            self.agreed[plan.origin] = run.agreeing(graph, self.weights)
         elif self.of_kind.get(run.call.kind) is not plan:
             held = run.agreeing(graph, self.weights)
-            for site in self.values:
-                shown = [s for s in self._checks(site) if s in run.checks(site)]
-                if self._checks(site) and not (shown and held >= set(shown)):
-                    raise self._other_code(run.call)
+            for site in plan.sites:
+                checks = self._checks(plan.origin, site)
+                shown = [s for s in checks if s in run.checks(site)]
+                if checks and not (shown and held >= set(shown)):
+                    raise self._other_code(run.call, plan)
             if plan not in self.plans:
                 self.plans.append(plan)
-                del self.plans[1:-MOST_PATHS]
+                del self.plans[self.placed : -MOST_PATHS]
         self.of_kind[run.call.kind] = plan
 
-    def _checks(self, site: str) -> set[str]:
-        """Sites that showed on the first path that this one was put in the right place."""
-        return set(following(self.spec, self.plans[0].placement, site)) & (self.agreed or set())
+    def _checks(self, plan: Plan, site: str) -> set[str]:
+        """Sites that showed on the path on which it was placed that this one was put in the right place."""
+        return set(following(self._spec(plan), plan.placement, site)) & self.agreed[plan]
 
-    def _refuse(self, call: Arguments) -> None:
+    def _spec(self, plan: Plan) -> Spec:
+        return cached(self.spec) if plan.later else self.spec
+
+    def _needed(self, site: str, plan: Plan) -> tuple[Step, ...]:
+        spec = self._spec(plan)
+        return spec.between(site, [s for s in plan.origin.shown[site] if s not in spec.hidden])
+
+    def _refuse(self, call: Arguments, plan: Plan) -> None:
         """Raise where a value cannot be computed from what a call shows."""
-        for site in self.values:
-            steps = self.spec.between(site, [s for s in self.plans[0].shown[site] if s not in self.spec.hidden])
-            if not all(call.can(step) for step in steps):
+        for site in plan.sites:
+            if not all(call.can(step) for step in self._needed(site, plan)):
                 how = call.whole or "with position_ids"
                 raise CaptureError(f"{site} was mended by a graft, which sees one call alone; call the module {how}.")
 
-    def _other_code(self, call: Arguments) -> CaptureError:
+    def _other_code(self, call: Arguments, plan: Plan) -> CaptureError:
         how = "with use_cache=False" if call.cache is not None else "as it was compared, or fix it again"
         return CaptureError(
             f"{type(self.module).__name__} runs other code in this call than when it was mended, in which "
-            f"{', '.join(list(self.values)[:3])} cannot be told; call it {how}."
+            f"{', '.join(plan.sites[:3])} cannot be told; call it {how}."
         )

@@ -19,6 +19,7 @@ from twinlens.capture.search import wanted
 from twinlens.capture.tracer import Replacement, Tracer
 from twinlens.capture.values import near
 from twinlens.errors import CaptureError
+from twinlens.sites import by_slot
 from twinlens.spec import Spec, Weights, evaluate
 
 Value = Callable[[Mapping[str, Tensor]], Tensor]
@@ -36,20 +37,35 @@ class Plan:
     put: Mapping[str, list[int]]
     fed: Mapping[str, list[int]]
     shown: Mapping[str, list[str]]
+    first: Plan | None = None
+    """From which this one was followed, by the code alone; None of one that was placed by values."""
+    later: bool = False
+    """Whether it is of calls that go on from what earlier ones left."""
+
+    @property
+    def sites(self) -> list[str]:
+        """Those that are replaced."""
+        return [*self.put, *self.fed]
+
+    @property
+    def origin(self) -> Plan:
+        """The one that was placed by values."""
+        return self.first or self
 
     @classmethod
-    def of(cls, placement: Placement, spec: Spec, sites: list[str]) -> Plan:
+    def of(cls, placement: Placement, spec: Spec, sites: list[str], *, later: bool = False) -> Plan:
         """On the path on which the sites were placed."""
         put, fed, shown = dict[str, list[int]](), dict[str, list[int]](), dict[str, list[str]]()
         for site in sites:
-            earlier, readers = _before(spec, placement, site), _readers(spec, placement, site)
-            if earlier and readers:
+            beside, readers = _beside(spec, placement, site), _readers(spec, placement, site)
+            if beside and readers:
                 fed[site] = readers
             else:
-                put[site], earlier = copies(placement, site), []
+                put[site], beside = copies(spec, placement, site), []
             node = placement.places[site].node
-            shown[site] = [s for s, p in placement.places.items() if p.node != node or s in earlier]
-        return cls(placement.without_values(), put, fed, shown)
+            others = [s for s, p in placement.places.items() if p.node != node or s in beside]
+            shown[site] = [s for s in others if not by_slot(s)]  # what a cache holds may be what is mended
+        return cls(placement.without_values(), put, fed, shown, later=later)
 
     def on(self, graph: Graph) -> Plan | None:
         """On another path; None where a site is not there, or something that reads it."""
@@ -61,7 +77,7 @@ class Plan:
             return None
         known = [{s: [n for n in nodes if n is not None] for s, nodes in d.items()} for d in (put, fed)]
         shown = {site: [s for s in shown if s in placement.places] for site, shown in self.shown.items()}
-        return Plan(placement.without_values(), known[0], known[1], shown)
+        return Plan(placement.without_values(), known[0], known[1], shown, self.origin, self.later)
 
     def expected(self) -> set[int]:
         """Keys of the nodes at which something is replaced."""
@@ -79,8 +95,9 @@ class Run:
     """One call of a grafted module by a plan."""
 
     def __init__(self, module: Any, spec: Spec, plan: Plan, values: Mapping[str, Value], call: Arguments) -> None:
-        self.spec, self.plan, self.values, self.call, self.module = spec, plan, values, call, module
-        self.inputs, self.sizes = call.inputs(spec), sizes_of(spec.shape, call.tokens)
+        self.spec, self.plan, self.values, self.call, self.module = call.steps(spec), plan, values, call, module
+        self.inputs = call.inputs(spec)
+        self.sizes = sizes_of(spec.shape, call.tokens, later=call.before is not None)
         placement, functions, fed = plan.placement, dict[int, Replacement](), dict[int, tuple[int, Replacement]]()
         nodes = placement.graph.nodes
         for site, these in plan.put.items():
@@ -107,10 +124,14 @@ class Run:
 
     def agreeing(self, graph: Graph, weights: Weights) -> set[str]:
         """Of the sites that are computed from what was put in, those that are what their steps make of it."""
-        sites = list(self.plan.placement.places)
+        found = self.showed(graph)
+        return {s for site in self.plan.sites for s in self.checks(site) if self._agrees(s, found, weights)}
+
+    def showed(self, graph: Graph) -> Mapping[str, Tensor]:
+        """The sites of the call as they are read, so that another call can go on from them."""
         tensors = {n.key: n.value for n in graph.nodes if n.value is not None}
-        found = ChainMap(self.made, cast("dict[str, Tensor]", self.found(tensors, sites)))
-        return {s for site in self.values for s in self.checks(site) if self._agrees(s, found, weights)}
+        sites = [s for s in self.plan.placement.places if not by_slot(s)]
+        return ChainMap(self.made, cast("dict[str, Tensor]", self.found(tensors, sites)))
 
     def checks(self, site: str) -> list[str]:
         """The sites that show whether one was put in the right place: the nearest that are computed from it."""
@@ -178,33 +199,64 @@ def following(spec: Spec, placement: Placement, site: str) -> list[str]:
     while pending:
         at = pending.pop()
         place = placement.places.get(at)
-        if place is not None and place.node != node and not spec.at[at].op.chooses:
+        if place is not None and place.node != node and not spec.at[at].op.chooses and not by_slot(at):
             after.append(at)
-        else:  # hidden, or handed on as it is
+        else:  # hidden, handed on as it is, or kept in a cache
             pending.extend(s.writes for s in spec.readers.get(at, ()))
     return list(dict.fromkeys(after))
 
 
-def _before(spec: Spec, placement: Placement, site: str) -> list[str]:
-    """Sites before this one that are the same tensor, though the step that writes it does more than hand them on.
+def _beside(spec: Spec, placement: Placement, site: str) -> list[str]:
+    """Sites that are the same tensor as this one, and not because they are computed from it.
 
-    A norm that is left out gives what it was given: the residual stream, which others read as it is.
+    A norm that is left out gives what it was given: the residual stream, which others read as it is. One table may
+    serve where two are declared.
     """
     if Aligner.is_copy(spec.at[site]):
         return []
-    node, order = placement.places[site].node, spec.sites
-    return [s for s in order[: order.index(site)] if s in placement.places and placement.places[s].node == node]
+    node, after, pending = placement.places[site].node, {site}, [site]
+    while pending:
+        new = {s.writes for s in spec.readers.get(pending.pop(), ())} - after
+        after |= new
+        pending.extend(new)
+    return [s for s, p in placement.places.items() if p.node == node and s not in after]
 
 
 def _readers(spec: Spec, placement: Placement, site: str) -> list[int]:
     """The nodes that read a site's tensor on the way to the sites that are computed from it."""
     graph, node = placement.graph, placement.places[site].node
-    above = graph.above(placement.places[s].node for s in following(spec, placement, site))
-    return [r for r in graph.readers[node] if r in above]
+    ends = [placement.places[s].node for s in following(spec, placement, site)]
+    near, above = _leading(spec, placement, site).union(ends), graph.above(ends)
+    readers = graph.readers[node]
+    return [r for r in readers if r in near] or [r for r in readers if r in above]
 
 
-def copies(placement: Placement, site: str) -> list[int]:
-    """The nodes that hold a site, each made anew: an implementation may compute one thing several times."""
+def _leading(spec: Spec, placement: Placement, site: str) -> set[int]:
+    """Nodes from which the nearest sites that are computed from one are made, without any other site between."""
+    graph, places = placement.graph, placement.places
+    others = {p.node for s, p in places.items() if not spec.at[s].op.chooses and not by_slot(s)}
+    own = graph[places[site].node]
+    ends = {n for n in others if not (graph[n].shape == own.shape and torch.equal(graph[n], own))}
+    pending = [i for s in following(spec, placement, site) for i in graph.nodes[places[s].node].inputs]
+    found = set[int]()
+    while pending:
+        node = pending.pop()
+        if node not in found and node not in ends:
+            found.add(node)
+            pending.extend(graph.nodes[node].inputs)
+    return found
+
+
+def copies(spec: Spec, placement: Placement, site: str) -> list[int]:
+    """The nodes that hold a site, each made anew: an implementation may compute one thing several times.
+
+    Two sites may be alike where one has what is the other's: such a copy leads to other sites, and is none.
+    """
+    nodes, leading = _alike(placement, site), _leading(spec, placement, site)
+    return [n for n in nodes if n in leading] or nodes
+
+
+def _alike(placement: Placement, site: str) -> list[int]:
     graph, node = placement.graph, placement.places[site].node
     kept = graph[node]
     same = [

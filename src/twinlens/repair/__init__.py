@@ -11,7 +11,14 @@ from twinlens.parity.judge import Judge, Progress, silent
 from twinlens.repair.instructions import Instruction, instructions, to_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
     from twinlens.comparison import Report
+    from twinlens.repair.mend import Mended
+    from twinlens.spec import Spec
+    from twinlens.subjects import Subject
 
 
 def wanted(report: Report, *, order: bool) -> list[Instruction]:
@@ -83,14 +90,40 @@ def _whole(report: Report, progress: Progress = silent) -> Report:
 
 
 def _of_calls(report: Report, candidate: object, *, order: bool, progress: Progress) -> Report:
+    from twinlens.subjects import Live, subject
+
+    whole = _whole(report, progress)
+    mended = fix(whole, candidate, order=order, progress=progress) if wanted(whole, order=order) else whole
+    assert mended.sides is not None and whole.judge is not None
+    again = _again(report, mended.sides, progress)
+    again.mended = mended.mended
+    these = [instructions(r.causes, r.orders if order else []) for r in again.calls]
+    side = mended.sides[1] if candidate is None else subject(candidate)
+    if not any(these) or not isinstance(side, Live):
+        return again
+    done = _in_calls(again, whole.judge.computed.spec, side.module, these)
+    last = _again(report, (mended.sides[0], side), progress)
+    last.mended = [*again.mended, *done.words]
+    return last
+
+
+def _again(report: Report, sides: tuple[Subject, Subject], progress: Progress) -> Report:
+    """The same calls of both sides."""
     from twinlens.comparison import run
 
-    mended = fix(_whole(report, progress), candidate, order=order, progress=progress)
-    assert mended.sides is not None and report.declared is not None and report.tokens is not None
-    calls = {"sites": report.level, "calls": report.lengths}
-    again = run(mended.sides, report.declared, report.tokens, report.mask, progress, **calls)  # type: ignore[arg-type]
-    again.mended = mended.mended
-    return again
+    assert report.declared is not None and report.tokens is not None and report.judge is not None
+    return run(sides, report.declared, report.tokens, report.mask, progress, sites=report.level, calls=report.lengths)
+
+
+def _in_calls(report: Report, spec: Spec, module: nn.Module, these: Sequence[Sequence[Instruction]]) -> Mended:
+    """What is wrong in some of several calls, mended there; `spec` is what one call shall compute."""
+    from twinlens.repair.calls import mend_calls
+    from twinlens.repair.native import Native
+
+    assert report.declared is not None and report.tokens is not None and report.judge is not None
+    assert report.lengths is not None
+    native = Native(spec, report.declared.spec, report.judge.weights)
+    return mend_calls(module, native, these, report.tokens, report.mask, report.lengths)
 
 
 def patch(report: Report, *, order: bool = False) -> str:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from twinlens import sites as names
 from twinlens.capture import Placement, capture, graft, placed
-from twinlens.fields import kinds
 from twinlens.inputs import given
-from twinlens.ops import Op
-from twinlens.parity.changes import SetField, Variant
-from twinlens.parity.merged import replayed, stored
 from twinlens.parity.rounding import difference, support, unmasked
 from twinlens.repair import held
 from twinlens.repair.handles import Handle
-from twinlens.repair.instructions import Instruction, read
-from twinlens.sites import INPUTS
-from twinlens.spec import Spec, Step, Weights
-from twinlens.text import format_value
+from twinlens.repair.instructions import Instruction
+from twinlens.repair.native import Native, computed_as
+from twinlens.spec import Spec, Weights
 
 Error = tuple[int, float]
 Trial = tuple[list[Instruction], Instruction, Handle]
@@ -41,6 +35,11 @@ def _is_better(now: Error, before: Error) -> bool:
 def _kind(i: Instruction) -> tuple[str, ...]:
     """What is mended, whatever the layer."""
     return (i.what, i.parameter, i.name, names.generic(i.sites[0]), str(i.candidate))
+
+
+def _what(i: Instruction) -> tuple[str, str]:
+    """A field as it is, wherever."""
+    return i.name, str(i.candidate)
 
 
 @dataclass
@@ -65,11 +64,13 @@ class Mender:
         self.module, self.spec, self.weights, self.call = module, spec, weights, call
         self.declared = declared or spec
         self.tokens, self.mask = tokens, mask
-        self.dtypes = stored(spec, weights)
+        self.native = Native(spec, self.declared, weights)
         self.placement: Placement = placement or placed(module, self.declared, weights, mask=mask, call=call)
         self.done = Mended()
         self.wanted_at = set[str]()
         """Sites at which something is to be mended."""
+        self.pending = list[Instruction]()
+        """What no handle has mended yet."""
         self._found: dict[str, Tensor] | None = None
         """What the module computes as it stands."""
 
@@ -78,6 +79,7 @@ class Mender:
         left: dict[str, list[Instruction]] = {}
         by_place: dict[str, list[Instruction]] = {}
         self.wanted_at = {i.seen_at for i in wanted}
+        self.pending = list(wanted)
         for i in wanted:
             by_place.setdefault(i.seen_at, []).append(i)
         while by_place:
@@ -90,6 +92,7 @@ class Mender:
                     pending.remove(i)
                     for words in self.done.words[before:]:
                         self._likewise(i, words, by_place)
+            self.pending = [i for i in self.pending if i.seen_at != seen_at or i in pending]
             if pending:
                 left[seen_at] = pending
         if left:
@@ -140,6 +143,7 @@ class Mender:
         for (here, j, handle), was, now in zip(trials, before, after, strict=True):
             if now < was and _is_better(now, was):
                 here.remove(j)
+                self.pending.remove(j)
                 self._keep(handle)
             else:
                 self._take_back(handle)
@@ -215,10 +219,19 @@ class Mender:
         if value is None:
             return _NOTHING
         with torch.no_grad():
-            native = self._native(site, found, others)
+            native = self.native(site, found, self._as_is(site, others))
         apart, error = support(site, value, native, found["mask"]), difference(site, value, native)
         size = unmasked(site, native.double()).norm()
         return apart, float(error.norm() / size.clamp_min(1e-300))
+
+    def _as_is(self, site: str, others: Sequence[Instruction]) -> list[Instruction]:
+        """With what is told at other sites, and may be of a step that this one is computed from as well: tables that no
+        layer shows are in each. What is taken as mended here is taken so in them, too.
+        """
+        if site not in self.wanted_at:
+            return list(others)
+        mended = [_what(i) for i in self.pending if i.seen_at == site and i not in others]
+        return [*others, *(i for i in self.pending if i.seen_at != site and _what(i) not in mended)]
 
     def _seen(self) -> dict[str, Tensor]:
         if self._found is None:
@@ -238,46 +251,17 @@ class Mender:
         self._found = None
         handle.undo()
 
-    def _native(self, site: str, found: Mapping[str, Tensor], others: Sequence[Instruction] = ()) -> Tensor:
-        as_is = [SetField(o.sites, o.name, read(o.candidate)) for o in others if o.what == "field"]
-        steps = Variant(tuple(as_is)).steps(self._steps(site, found))
-        reads = {r: found[r] for step in steps for r in step.reads if r in found}
-        return replayed(steps, reads, self.weights, self.dtypes)[site]
-
-    def _steps(self, site: str, found: Mapping[str, Tensor]) -> tuple[Step, ...]:
-        """The reference's steps to a site from those that the module shows, with what its kernel absorbs."""
-        inner = set(self.spec.hidden) if self.spec.at[site].op.fused() is not None else set[str]()
-        return self.spec.between(site, [s for s in found if s != site and s not in inner and s not in INPUTS])
-
     # what nothing holds ---------------------------------------------------------------------------------------
 
     def _graft(self, left: Mapping[str, Sequence[Instruction]]) -> None:
-        def replaced(site: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
-            def value(found: Mapping[str, Tensor]) -> Tensor:
-                if self.spec.inputs == self.declared.inputs:
-                    return self._native(site, found)
-                changed = given(found["tokens"], found["mask"], changes=self.spec.inputs)
-                return self._native(site, ChainMap(changed, cast("dict[str, Tensor]", found)))
-
-            return value
-
         self._seen()  # what was tried and taken back may have shown other sites
         visible = [s for s in left if s in self.placement.places]
         if not visible:
             return
         made = graft(
-            self.module, self.declared, self.weights, {s: replaced(s) for s in visible},
+            self.module, self.declared, self.weights, {s: self.native.value(s) for s in visible},
             mask=self.mask, call=self.call,
         )  # fmt: skip
         self.done.undo.append(made.remove)
         for site, these in ((s, left[s]) for s in visible):
-            mended = {i.name or i.parameter for i in these}
-            op = shown(self.spec.at[these[0].sites[0]].op, mended)
-            self.done.words.append(f"{site}: computed as {op} ({', '.join(sorted(mended))})")
-
-
-def shown(op: Op, mended: Collection[str] = ()) -> str:
-    """An operation with what is not as usual in it, or was mended, for people."""
-    usual = {f.name: f.default for f in fields(op)}
-    said = [f"{n}={format_value(v)}" for n, k, v in kinds(op) if n in mended or (k.name != "size" and v != usual[n])]
-    return f"{type(op).__name__}({', '.join(said)})"
+            self.done.words.append(computed_as(self.spec, site, these))
