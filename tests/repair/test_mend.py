@@ -13,7 +13,9 @@ from torch import nn
 
 import twinlens
 from twinlens.errors import CaptureError
+from twinlens.museum import named
 from twinlens.museum.tiny import random_tokens, tiny_gemma2, tiny_gpt2, tiny_llama
+from twinlens.museum.visit import compared
 
 Plant = Callable[[Any], None]
 
@@ -192,3 +194,12 @@ def test_weights_that_belong_together_are_mended_together(config: dict[str, Any]
     assert len(after.gauges) == 2
     reference, tokens = tiny_llama(**config), random_tokens(candidate, 3, 11, seed=7)
     assert twinlens.compare(reference, candidate, tokens=tokens).verdict == "rounding"
+
+
+@pytest.mark.sliced
+@pytest.mark.parametrize("name", ["partial-rotary-full-width", "gemma3-local-base-used-everywhere"])
+def test_a_table_is_mended_where_it_is_read(name: str) -> None:
+    """Of one width that no layer shows, or the same as that of other layers, which have it rightly."""
+    candidate, report = compared(named(name))
+    after = report.fix(candidate)
+    assert (after.verdict, after.causes) == ("identical", [])
