@@ -46,13 +46,14 @@ class Graft:
 
 def graft(
     module: nn.Module, spec: Spec, weights: Weights, replacements: Mapping[str, Value], *,
-    mask: Tensor | None = None, call: Call | None = None,
+    mask: Tensor | None = None, call: Call | None = None, alone: bool = False,
 ) -> Graft:  # fmt: skip
     """From now on every call of `module` computes these sites by other functions.
 
     One short call is made to see where the sites are within the module's forward, and one to see what follows from
     them. A later call that takes another path of the code (one with a mask, of one token, with a cache) is followed by
-    what the two paths have in common, and held against what followed on the first one.
+    what the two paths have in common, and held against what followed on the first one. `alone`: keys and values that
+    the module shows are not those of which the sites are computed, so that no call can go on from a cache.
 
     Raises:
         CaptureError: a site cannot be seen; of a call: it runs other code, or hides what a site is computed from.
@@ -63,7 +64,8 @@ def graft(
     placement = align(graphs[-1], spec, weights)
     _check_seen(module, placement, replacements)
     plan = Plan.of(placement, spec, list(replacements))
-    made, _ = _put(module, spec, weights, replacements, [plan])
+    made, grafted = _put(module, spec, weights, replacements, [plan])
+    grafted.keeps = grafted.keeps and not alone
     return _tried(made, lambda: invoke(module, tokens, padding, call))
 
 

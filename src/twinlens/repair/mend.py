@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from twinlens import sites as names
-from twinlens.capture import Placement, capture, graft, placed
+from twinlens.capture import Graft, Placement, capture, graft, placed
+from twinlens.capture.layout import tolerance
+from twinlens.capture.plan import Value
 from twinlens.inputs import given
 from twinlens.parity.rounding import difference, support, unmasked
-from twinlens.repair import held
+from twinlens.repair import held, layers
 from twinlens.repair.handles import Handle
 from twinlens.repair.instructions import Instruction
 from twinlens.repair.native import Native, computed_as
@@ -258,10 +260,29 @@ class Mender:
         visible = [s for s in left if s in self.placement.places]
         if not visible:
             return
-        made = graft(
-            self.module, self.declared, self.weights, {s: self.native.value(s) for s in visible},
-            mask=self.mask, call=self.call,
-        )  # fmt: skip
+        single = {s: self.native.value(s) for s in visible}
+        words = {s: computed_as(self.spec, s, left[s]) for s in visible}
+        made = self._grafted(single)
+        whole = layers.wholes(self.native, [i for s in visible for i in left[s]])
+        if whole and all(w.end in self.placement.places for w in whole):
+            off = self._apart()
+            if off > tolerance(self._seen()["logits"]):
+                made.remove()
+                inner = {s for w in whole for s in w.inner}
+                outer = {s: v for s, v in single.items() if s not in inner}
+                made = self._grafted(outer | {w.end: w.value for w in whole}, alone=True)
+                if self._apart() < off:
+                    words = {s: words[s] for s in outer} | {w.end: w.words for w in whole}
+                else:
+                    made.remove()
+                    made = self._grafted(single)
         self.done.undo.append(made.remove)
-        for site, these in ((s, left[s]) for s in visible):
-            self.done.words.append(computed_as(self.spec, site, these))
+        self.done.words += words.values()
+
+    def _apart(self) -> float:
+        self._found = None
+        return layers.apart(self.native, self._seen(), self.tokens, self.mask)
+
+    def _grafted(self, values: Mapping[str, Value], *, alone: bool = False) -> Graft:
+        self._found = None
+        return graft(self.module, self.declared, self.weights, values, mask=self.mask, call=self.call, alone=alone)
