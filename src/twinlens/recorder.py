@@ -37,8 +37,8 @@ def run(job: dict[str, Any]) -> None:
     say(progress=f"building {source.kind}:{Path(source.path).name}")
     built = build(source)
     spec, weights = declaration(source.path, built.module, source.options)
-    words, placement = mended(job, built, spec, weights, tokens, mask) if job.get("mend") else ([], None)
-    about = {**built.about, "mended": words}
+    about, placement = mended(job, built, spec, weights, tokens, mask) if job.get("mend") else ({}, None)
+    about = {**built.about, "mended": [], **about}
     say(progress="recording")
     if (calls := job.get("calls")) is not None:
         made = record_calls(built.module, spec, weights, tokens, mask, calls, call=built.call, about=about)
@@ -68,7 +68,7 @@ def declaration(path: str, module: torch.nn.Module, options: dict[str, str]) -> 
 
 def mended(
     job: dict[str, Any], built: Any, spec: Spec, weights: Weights, tokens: torch.Tensor, mask: torch.Tensor | None
-) -> tuple[list[str], Placement | None]:
+) -> tuple[dict[str, Any], Placement | None]:
     """Apply the instructions under the reference's steps: what was done, and where the sites still are."""
     from twinlens.repair.instructions import from_json
     from twinlens.repair.mend import Mender
@@ -81,7 +81,8 @@ def mended(
         built.module, reference, lambda n: own[n] if n in own else weights(n), tokens, mask, built.call, declared=spec
     )
     these = from_json(job["mend"])
-    return mender(these).words, mender.kept(these)
+    done = mender(these)
+    return {"mended": done.words, "patch": done.patch}, mender.kept(these)
 
 
 def main() -> int:

@@ -203,3 +203,14 @@ def test_a_table_is_mended_where_it_is_read(name: str) -> None:
     candidate, report = compared(named(name))
     after = report.fix(candidate)
     assert (after.verdict, after.causes) == ("identical", [])
+
+
+def test_layers_whose_norms_stand_elsewhere_are_mended_as_a_whole() -> None:
+    """Each step in its place would be right, and the layer not; and what it keeps in a cache is not what it reads."""
+    candidate, report = compared(named("olmo2-run-as-pre-norm"))
+    after = report.fix(candidate)
+    assert (after.verdict, after.causes) == ("identical", [])
+    tokens = random_tokens(candidate, 1, 9)
+    kept = candidate(tokens, use_cache=True).past_key_values
+    with pytest.raises(CaptureError, match="use_cache=False"):
+        candidate(tokens[:, :1], past_key_values=kept)

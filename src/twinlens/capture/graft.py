@@ -17,6 +17,7 @@ from twinlens.capture.arguments import Arguments, sees_others
 from twinlens.capture.calling import Call, device_of, invoke, logits_of
 from twinlens.capture.calls import seen_calls, stepping
 from twinlens.capture.graph import Graph
+from twinlens.capture.lines import Line
 from twinlens.capture.placement import Placement
 from twinlens.capture.plan import Plan, Run, Value, following
 from twinlens.capture.recorder import probe
@@ -36,6 +37,8 @@ class Graft:
     module: nn.Module
     forward: Callable[..., Any]
     """The forward that the module had."""
+    lines: Mapping[str, Line | None] = field(default_factory=dict[str, "Line | None"])
+    """Where the module's code computes what is replaced."""
 
     def remove(self) -> None:
         """Give the module its own forward back."""
@@ -118,7 +121,7 @@ def _put(
         return grafted(args, kwargs)
 
     module.forward = mended
-    return Graft(module, forward), grafted
+    return Graft(module, forward, grafted.lines), grafted
 
 
 def _tried(made: Graft, calls: Callable[[], Any]) -> Graft:
@@ -172,6 +175,7 @@ class Grafted:
     def __post_init__(self) -> None:
         self.forward = self.module.forward
         self.placed = len(self.plans)
+        self.lines: dict[str, Line | None] = {}
         self.kept = Remembered(self.spec)
         self.keeps = any(sees_others(s) for plan in self.plans for site in plan.sites for s in self._needed(site, plan))
 
@@ -189,6 +193,7 @@ class Grafted:
             graph = run.tracer.close(self.module, logits_of(out, self.module))
             if run.complete(graph):
                 self._keep(plan, run, graph)
+                self.lines |= run.lines
                 if Tracer.listening:  # the same once more, for those who trace it
                     restore()
                     out = Run(self.module, self.spec, plan, self.values, call)(self.forward, args, kwargs)

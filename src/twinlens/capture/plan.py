@@ -14,6 +14,7 @@ from twinlens.capture.align import Aligner
 from twinlens.capture.arguments import Arguments
 from twinlens.capture.follow import Follower
 from twinlens.capture.graph import Graph
+from twinlens.capture.lines import Line, line_at_work
 from twinlens.capture.placement import Placement, sizes_of
 from twinlens.capture.search import wanted
 from twinlens.capture.tracer import Replacement, Tracer
@@ -108,6 +109,8 @@ class Run:
         self.tracer = Tracer(module, call.tokens, call.mask, placement.keys(), functions, fed)
         self.made: dict[str, Tensor] = {}
         """What was put in, in our layout."""
+        self.lines: dict[str, Line | None] = {}
+        """Where the code computes what was replaced."""
 
     def __call__(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What the forward returns."""
@@ -168,6 +171,7 @@ class Run:
                     f"({error}); call the module as it was compared."
                 ) from error
             self.made[site] = value
+            self.lines[site] = line_at_work()
             return theirs
 
         return replaced

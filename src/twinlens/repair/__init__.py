@@ -6,19 +6,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from twinlens.environments.elsewhere import Mend
-from twinlens.errors import ComparisonError
+from twinlens.errors import ComparisonError, TwinlensError
 from twinlens.parity.judge import Judge, Progress, silent
 from twinlens.repair.instructions import Instruction, instructions, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
-
     from twinlens.comparison import Report
     from twinlens.repair.mend import Mended
-    from twinlens.spec import Spec
-    from twinlens.subjects import Subject
+    from twinlens.subjects import Live, Subject
 
 
 def wanted(report: Report, *, order: bool) -> list[Instruction]:
@@ -47,27 +44,13 @@ def fix(report: Report, candidate: object = None, *, order: bool = False, progre
         return _of_calls(report, candidate, order=order, progress=progress)
     side = report.sides[1] if candidate is None else subject(candidate, getattr(report.sides[1], "call", None))
     these = wanted(report, order=order)
-    spec = report.judge.computed.spec
     words = list[str]()
     if isinstance(side, Elsewhere):
         side = replace(side, mend=_job(report.judge, these))
     elif isinstance(side, Live):
-        from twinlens.repair.mend import Mender
-
-        mender = Mender(
-            side.module,
-            spec,
-            report.judge.weights,
-            report.tokens,
-            report.mask,
-            side.call,
-            declared=report.declared.spec,
-        )
-        words = mender(these).words
+        words = _mended(report, side, these).words
     else:
-        raise ComparisonError(
-            f"{side.name} is no live model; nothing of it can be mended. Print report.patch() instead."
-        )
+        raise _no_live_model(side)
     again = run(
         (report.sides[0], side),
         report.declared,
@@ -81,82 +64,100 @@ def fix(report: Report, candidate: object = None, *, order: bool = False, progre
     return again
 
 
-def _whole(report: Report, progress: Progress = silent) -> Report:
+def _whole(report: Report, side: Subject, progress: Progress = silent) -> Report:
     """The same comparison in one call: what is mended there holds for calls with a cache, too."""
     from twinlens.comparison import run
 
     assert report.sides is not None and report.declared is not None and report.tokens is not None
-    return run(report.sides, report.declared, report.tokens, report.mask, progress, sites=report.level)
+    sides = report.sides[0], side
+    return run(sides, report.declared, report.tokens, report.mask, progress, sites=report.level)
 
 
 def _of_calls(report: Report, candidate: object, *, order: bool, progress: Progress) -> Report:
-    from twinlens.subjects import Live, subject
+    from twinlens.subjects import Elsewhere, Live, subject
 
-    whole = _whole(report, progress)
-    mended = fix(whole, candidate, order=order, progress=progress) if wanted(whole, order=order) else whole
-    assert mended.sides is not None and whole.judge is not None
-    again = _again(report, mended.sides, progress)
-    again.mended = mended.mended
-    these = [instructions(r.causes, r.orders if order else []) for r in again.calls]
-    side = mended.sides[1] if candidate is None else subject(candidate)
-    if not any(these) or not isinstance(side, Live):
+    assert report.sides is not None
+    side = report.sides[1] if candidate is None else subject(candidate)
+    if isinstance(side, Live):
+        done = _mended_in_calls(report, side, order=order, progress=progress)
+        again = _again(report, side, progress) if done.words else report
+        again.mended = done.words
         return again
-    done = _in_calls(again, whole.judge.computed.spec, side.module, these)
-    last = _again(report, (mended.sides[0], side), progress)
-    last.mended = [*again.mended, *done.words]
-    return last
+    if not isinstance(side, Elsewhere):
+        raise _no_live_model(side)
+    mended = fix(_whole(report, side, progress), side, order=order, progress=progress)
+    assert mended.sides is not None
+    again = _again(report, mended.sides[1], progress)
+    again.mended = mended.mended
+    return again
 
 
-def _again(report: Report, sides: tuple[Subject, Subject], progress: Progress) -> Report:
-    """The same calls of both sides."""
-    from twinlens.comparison import run
+def _mended(report: Report, side: Live, these: Sequence[Instruction]) -> Mended:
+    """What was done to a live module."""
+    from twinlens.repair.mend import Mender
 
-    assert report.declared is not None and report.tokens is not None and report.judge is not None
-    return run(sides, report.declared, report.tokens, report.mask, progress, sites=report.level, calls=report.lengths)
+    assert report.declared is not None and report.judge is not None and report.tokens is not None
+    mender = Mender(
+        side.module, report.judge.computed.spec, report.judge.weights, report.tokens, report.mask, side.call,
+        declared=report.declared.spec,
+    )  # fmt: skip
+    return mender(these)
 
 
-def _in_calls(report: Report, spec: Spec, module: nn.Module, these: Sequence[Sequence[Instruction]]) -> Mended:
-    """What is wrong in some of several calls, mended there; `spec` is what one call shall compute."""
+def _mended_in_calls(report: Report, side: Live, *, order: bool, progress: Progress) -> Mended:
+    """The same for calls with a cache: first what is wrong in one call as well, then what is left in some of them."""
     from twinlens.repair.calls import mend_calls
     from twinlens.repair.native import Native
 
-    assert report.declared is not None and report.tokens is not None and report.judge is not None
-    assert report.lengths is not None
-    native = Native(spec, report.declared.spec, report.judge.weights)
-    return mend_calls(module, native, these, report.tokens, report.mask, report.lengths)
+    assert report.declared is not None and report.tokens is not None and report.lengths is not None
+    whole = _whole(report, side, progress)
+    assert whole.judge is not None
+    done = _mended(whole, side, wanted(whole, order=order))
+    again = _again(report, side, progress) if done.words else report
+    these = [instructions(r.causes, r.orders if order else []) for r in again.calls]
+    if any(these):
+        native = Native(whole.judge.computed.spec, report.declared.spec, whole.judge.weights)
+        try:
+            done += mend_calls(side.module, native, these, report.tokens, report.mask, report.lengths)
+        except TwinlensError:
+            done.take_back()
+            raise
+    return done
+
+
+def _again(report: Report, side: Subject, progress: Progress) -> Report:
+    """The same calls once more."""
+    from twinlens.comparison import run
+
+    assert report.sides is not None and report.declared is not None and report.tokens is not None
+    sides = report.sides[0], side
+    return run(sides, report.declared, report.tokens, report.mask, progress, sites=report.level, calls=report.lengths)
+
+
+def _no_live_model(side: Subject) -> ComparisonError:
+    return ComparisonError(f"{side.name} is no live model; nothing of it can be mended. Print report.patch() instead.")
 
 
 def patch(report: Report, *, order: bool = False) -> str:
     """What to change, in the candidate's own words, found by trying it and taking it back."""
     from twinlens.subjects import Elsewhere, Live, say_nothing
 
-    report = report if report.lengths is None else _whole(report)
-    these = wanted(report, order=order)
-    assert report.sides is not None and report.judge is not None and report.tokens is not None
-    assert report.declared is not None
+    assert report.sides is not None and report.declared is not None and report.tokens is not None
     side = report.sides[1]
     if isinstance(side, Live):
-        from twinlens.repair.mend import Mender
-
-        mender = Mender(
-            side.module,
-            report.judge.computed.spec,
-            report.judge.weights,
-            report.tokens,
-            report.mask,
-            side.call,
-            declared=report.declared.spec,
-        )
-        done = mender(these)
-        for undo in reversed(done.undo):
-            undo()
-        return "\n".join(done.words)
+        if report.lengths is not None:
+            done = _mended_in_calls(report, side, order=order, progress=silent)
+        else:
+            done = _mended(report, side, wanted(report, order=order))
+        done.take_back()
+        return done.patch
     if isinstance(side, Elsewhere):  # it is built anew for every run, so there is nothing to take back
-        tried = replace(side, mend=_job(report.judge, these))
+        report = report if report.lengths is None else _whole(report, side)
+        assert report.judge is not None and report.declared is not None and report.tokens is not None
+        tried = replace(side, mend=_job(report.judge, wanted(report, order=order)))
         tried.record(report.declared, report.tokens, report.mask, say_nothing)
-        return "\n".join(tried.words)
-    lines = [f"{c.site}: {c.parameter} {c.candidate} -> {c.reference}" for c in report.causes]
-    return "\n".join(lines)
+        return tried.patch
+    return "\n".join(f"{c.site}: {c.parameter} {c.candidate} -> {c.reference}" for c in report.causes)
 
 
 __all__ = ["fix", "patch", "wanted"]

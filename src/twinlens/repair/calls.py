@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -31,12 +30,14 @@ def mend_calls(
     made = graft_calls(
         module, native.declared, native.weights, {s: native.value(s) for s in every}, sites, tokens, mask, lengths
     )
-    return Mended(list(_words(cached(native.spec), wanted, every)), [made.remove])
+    done = Mended()
+    done.add(dict(_words(cached(native.spec), wanted, every)), made)
+    return done
 
 
-def _words(spec: Spec, wanted: Sequence[Sequence[Instruction]], sites: Sequence[str]) -> Any:
+def _words(spec: Spec, wanted: Sequence[Sequence[Instruction]], sites: Sequence[str]) -> Iterator[tuple[str, str]]:
     for site in sites:
         here = [[i for i in these if i.seen_at == site] for these in wanted]
         where = [n for n, these in enumerate(here) if these]
         which = "in calls with a cache" if 0 in where else "in calls that go on from a cache"
-        yield f"{computed_as(spec, site, [i for these in here for i in these])}, {which}"
+        yield site, f"{computed_as(spec, site, [i for these in here for i in these])}, {which}"

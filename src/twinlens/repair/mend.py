@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from twinlens import sites as names
 from twinlens.capture import Graft, Placement, capture, graft, placed
 from twinlens.capture.layout import tolerance
+from twinlens.capture.lines import Line
 from twinlens.capture.plan import Value
 from twinlens.inputs import given
 from twinlens.parity.rounding import difference, support, unmasked
 from twinlens.repair import held, layers
 from twinlens.repair.handles import Handle
 from twinlens.repair.instructions import Instruction
+from twinlens.repair.lines import patch
 from twinlens.repair.native import Native, computed_as
 from twinlens.spec import Spec, Weights
 
@@ -50,6 +52,31 @@ class Mended:
 
     words: list[str] = field(default_factory=list[str])
     undo: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+    where: dict[str, Line] = field(default_factory=dict[str, Line])
+    """By the words of what the code has: its line."""
+
+    def add(self, words: Mapping[str, str], made: Graft) -> None:
+        """What was put in the place of some sites."""
+        self.undo.append(made.remove)
+        self.words += words.values()
+        lines = {said: made.lines.get(site) for site, said in words.items()}
+        self.where |= {said: line for said, line in lines.items() if line is not None}
+
+    def take_back(self) -> None:
+        """The module as it was."""
+        for undo in reversed(self.undo):
+            undo()
+
+    @property
+    def patch(self) -> str:
+        """What is to be changed in the implementation, in its own words."""
+        return patch(self.words, self.where)
+
+    def __iadd__(self, later: Mended) -> Mended:
+        self.words += later.words
+        self.undo += later.undo
+        self.where |= later.where
+        return self
 
 
 class Mender:
@@ -276,8 +303,7 @@ class Mender:
                 else:
                     made.remove()
                     made = self._grafted(single)
-        self.done.undo.append(made.remove)
-        self.done.words += words.values()
+        self.done.add(words, made)
 
     def _apart(self) -> float:
         self._found = None

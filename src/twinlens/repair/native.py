@@ -72,5 +72,10 @@ def shown(op: Op, mended: Collection[str] = ()) -> str:
 
 def computed_as(spec: Spec, site: str, these: Sequence[Instruction]) -> str:
     """What a graft does at a site, in words."""
-    mended = {i.name or i.parameter for i in these}
-    return f"{site}: computed as {shown(spec.at[these[0].sites[0]].op, mended)} ({', '.join(sorted(mended))})"
+    op = shown(spec.at[these[0].sites[0]].op, {i.name for i in these})
+    return f"{site}: computed as {op} ({', '.join(sorted({_was(i) for i in these}))})"
+
+
+def _was(i: Instruction) -> str:
+    """What is at fault, and of a field, what it is instead."""
+    return f"{i.name} was {format_value(read(i.candidate))}" if i.what == "field" else i.name or i.parameter

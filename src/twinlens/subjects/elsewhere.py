@@ -30,6 +30,8 @@ class Elsewhere(Once):
     """Instructions by which the source is mended before it is recorded."""
     words: list[str] = field(default_factory=list[str])
     """What was done to mend it, in its own words."""
+    patch: str = ""
+    """What is to be changed in its code."""
 
     def said(self) -> Spec:
         """Of the config on disk."""
@@ -49,4 +51,5 @@ class Elsewhere(Once):
         out = Path(folder) / "recording"
         made = record_elsewhere(self.source, tokens, mask, out, mend=self.mend, say=say, calls=calls)
         self.words = list(made.about.get("mended", []))
+        self.patch = str(made.about.get("patch", ""))
         return made
