@@ -212,5 +212,6 @@ def test_layers_whose_norms_stand_elsewhere_are_mended_as_a_whole() -> None:
     assert (after.verdict, after.causes) == ("identical", [])
     tokens = random_tokens(candidate, 1, 9)
     kept = candidate(tokens, use_cache=True).past_key_values
+    assert torch.equal(candidate(tokens).logits, named("olmo2-run-as-pre-norm").reference()(tokens).logits)
     with pytest.raises(CaptureError, match="use_cache=False"):
         candidate(tokens[:, :1], past_key_values=kept)

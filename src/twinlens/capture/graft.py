@@ -49,14 +49,14 @@ class Graft:
 
 def graft(
     module: nn.Module, spec: Spec, weights: Weights, replacements: Mapping[str, Value], *,
-    mask: Tensor | None = None, call: Call | None = None, alone: bool = False,
+    mask: Tensor | None = None, call: Call | None = None, unread: Mapping[str, Collection[str]] | None = None,
 ) -> Graft:  # fmt: skip
     """From now on every call of `module` computes these sites by other functions.
 
     One short call is made to see where the sites are within the module's forward, and one to see what follows from
     them. A later call that takes another path of the code (one with a mask, of one token, with a cache) is followed by
-    what the two paths have in common, and held against what followed on the first one. `alone`: keys and values that
-    the module shows are not those of which the sites are computed, so that no call can go on from a cache.
+    what the two paths have in common, and held against what followed on the first one. `unread`: by site, those that
+    it is not computed from, though they are shown; what a cache is filled with is then not what it reads.
 
     Raises:
         CaptureError: a site cannot be seen; of a call: it runs other code, or hides what a site is computed from.
@@ -66,9 +66,9 @@ def graft(
         invoke(module, tokens, padding, call)
     placement = align(graphs[-1], spec, weights)
     _check_seen(module, placement, replacements)
-    plan = Plan.of(placement, spec, list(replacements))
+    plan = Plan.of(placement, spec, list(replacements), unread=unread)
     made, grafted = _put(module, spec, weights, replacements, [plan])
-    grafted.keeps = grafted.keeps and not alone
+    grafted.keeps = grafted.keeps and not unread
     return _tried(made, lambda: invoke(module, tokens, padding, call))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -54,8 +54,11 @@ class Plan:
         return self.first or self
 
     @classmethod
-    def of(cls, placement: Placement, spec: Spec, sites: list[str], *, later: bool = False) -> Plan:
-        """On the path on which the sites were placed."""
+    def of(
+        cls, placement: Placement, spec: Spec, sites: list[str], *, later: bool = False,
+        unread: Mapping[str, Collection[str]] | None = None,
+    ) -> Plan:  # fmt: skip
+        """On the path on which the sites were placed; `unread` are those that a site is not to be computed from."""
         put, fed, shown = dict[str, list[int]](), dict[str, list[int]](), dict[str, list[str]]()
         for site in sites:
             beside, readers = _beside(spec, placement, site), _readers(spec, placement, site)
@@ -65,7 +68,8 @@ class Plan:
                 put[site], beside = copies(spec, placement, site), []
             node = placement.places[site].node
             others = [s for s, p in placement.places.items() if p.node != node or s in beside]
-            shown[site] = [s for s in others if not by_slot(s)]  # what a cache holds may be what is mended
+            without = (unread or {}).get(site, ())
+            shown[site] = [s for s in others if s not in without and not by_slot(s)]  # a cache may be what is mended
         return cls(placement.without_values(), put, fed, shown, later=later)
 
     def on(self, graph: Graph) -> Plan | None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from twinlens.comparison import Report
-    from twinlens.repair.mend import Mended
+    from twinlens.repair.mended import Mended
     from twinlens.subjects import Live, Subject
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from twinlens.cached import cached
 from twinlens.capture.graft import graft_calls
 from twinlens.repair.instructions import Instruction
-from twinlens.repair.mend import Mended
+from twinlens.repair.mended import Mended
 from twinlens.repair.native import Native, computed_as
 from twinlens.spec import Spec
 

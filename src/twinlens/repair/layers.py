@@ -18,7 +18,10 @@ from twinlens.spec import evaluate
 
 @dataclass(frozen=True)
 class Whole:
-    """Layers one after the other: their last site is computed from what the first of them is given."""
+    """Layers one after the other: their last site is computed from what the first of them is given.
+
+    What stands under the names of the sites inside is not read: one may be what another one is to be.
+    """
 
     layers: tuple[int, ...]
     native: Native
@@ -39,11 +42,6 @@ class Whole:
         first, last = self.layers[0], self.layers[-1]
         which = f"layer {first}" if first == last else f"layers {first} to {last}"
         return f"{self.end}: computed as the rows of {which} are declared, from what stands before, without a cache"
-
-    def value(self, found: Mapping[str, Tensor]) -> Tensor:
-        """What stands under the names of the sites inside is not read: one may be what another one is to be."""
-        inner = set(self.inner)
-        return self.native.value(self.end)({s: found[s] for s in found if s not in inner})
 
 
 def wholes(native: Native, these: Iterable[Instruction]) -> list[Whole]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,14 +12,14 @@ from torch import Tensor, nn
 from twinlens import sites as names
 from twinlens.capture import Graft, Placement, capture, graft, placed
 from twinlens.capture.layout import tolerance
-from twinlens.capture.lines import Line
 from twinlens.capture.plan import Value
+from twinlens.errors import CaptureError
 from twinlens.inputs import given
 from twinlens.parity.rounding import difference, support, unmasked
 from twinlens.repair import held, layers
 from twinlens.repair.handles import Handle
 from twinlens.repair.instructions import Instruction
-from twinlens.repair.lines import patch
+from twinlens.repair.mended import Mended
 from twinlens.repair.native import Native, computed_as
 from twinlens.spec import Spec, Weights
 
@@ -44,39 +43,6 @@ def _kind(i: Instruction) -> tuple[str, ...]:
 def _what(i: Instruction) -> tuple[str, str]:
     """A field as it is, wherever."""
     return i.name, str(i.candidate)
-
-
-@dataclass
-class Mended:
-    """What was done, in the implementation's own words, and how to undo it."""
-
-    words: list[str] = field(default_factory=list[str])
-    undo: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
-    where: dict[str, Line] = field(default_factory=dict[str, Line])
-    """By the words of what the code has: its line."""
-
-    def add(self, words: Mapping[str, str], made: Graft) -> None:
-        """What was put in the place of some sites."""
-        self.undo.append(made.remove)
-        self.words += words.values()
-        lines = {said: made.lines.get(site) for site, said in words.items()}
-        self.where |= {said: line for said, line in lines.items() if line is not None}
-
-    def take_back(self) -> None:
-        """The module as it was."""
-        for undo in reversed(self.undo):
-            undo()
-
-    @property
-    def patch(self) -> str:
-        """What is to be changed in the implementation, in its own words."""
-        return patch(self.words, self.where)
-
-    def __iadd__(self, later: Mended) -> Mended:
-        self.words += later.words
-        self.undo += later.undo
-        self.where |= later.where
-        return self
 
 
 class Mender:
@@ -124,8 +90,11 @@ class Mender:
             self.pending = [i for i in self.pending if i.seen_at != seen_at or i in pending]
             if pending:
                 left[seen_at] = pending
-        if left:
+        try:
             self._graft(left)
+        except CaptureError:
+            self.done.take_back()
+            raise
         return self.done
 
     def _not_yet(self, site: str, here: Sequence[Instruction]) -> list[Instruction]:
@@ -295,20 +264,30 @@ class Mender:
             off = self._apart()
             if off > tolerance(self._seen()["logits"]):
                 made.remove()
-                inner = {s for w in whole for s in w.inner}
-                outer = {s: v for s, v in single.items() if s not in inner}
-                made = self._grafted(outer | {w.end: w.value for w in whole}, alone=True)
-                if self._apart() < off:
-                    words = {s: words[s] for s in outer} | {w.end: w.words for w in whole}
-                else:
-                    made.remove()
-                    made = self._grafted(single)
+                made, words = self._nearer(single, words, whole, off)
         self.done.add(words, made)
+
+    def _nearer(
+        self, single: Mapping[str, Value], words: Mapping[str, str], whole: Sequence[layers.Whole], off: float
+    ) -> tuple[Graft, Mapping[str, str]]:
+        """Whole layers, where they leave less than single steps, which leave the logits so far off."""
+        inner = {s for w in whole for s in w.inner}
+        outer = {s: v for s, v in single.items() if s not in inner}
+        with suppress(CaptureError):
+            made = self._grafted(
+                outer | {w.end: self.native.value(w.end) for w in whole}, {w.end: w.inner for w in whole}
+            )
+            if self._apart() < off:
+                return made, {s: words[s] for s in outer} | {w.end: w.words for w in whole}
+            made.remove()
+        return self._grafted(single), words
 
     def _apart(self) -> float:
         self._found = None
         return layers.apart(self.native, self._seen(), self.tokens, self.mask)
 
-    def _grafted(self, values: Mapping[str, Value], *, alone: bool = False) -> Graft:
+    def _grafted(self, values: Mapping[str, Value], unread: Mapping[str, Sequence[str]] | None = None) -> Graft:
         self._found = None
-        return graft(self.module, self.declared, self.weights, values, mask=self.mask, call=self.call, alone=alone)
+        return graft(
+            self.module, self.declared, self.weights, values, mask=self.mask, call=self.call, unread=unread
+        )  # fmt: skip
