@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from twinlens import sites as names
 from twinlens.cached import cached
 from twinlens.capture.plan import Value
 from twinlens.fields import kinds
@@ -72,8 +73,10 @@ def shown(op: Op, mended: Collection[str] = ()) -> str:
 
 def computed_as(spec: Spec, site: str, these: Sequence[Instruction]) -> str:
     """What a graft does at a site, in words."""
-    op = shown(spec.at[these[0].sites[0]].op, {i.name for i in these})
-    return f"{site}: computed as {op} ({', '.join(sorted({_was(i) for i in these}))})"
+    step = spec.at[these[0].sites[0]]
+    inside = "" if step.writes == site else f"with {names.split(step.writes)[1]} "
+    op, was = shown(step.op, {i.name for i in these}), sorted({_was(i) for i in these})
+    return f"{site}: {inside}computed as {op} ({', '.join(was)})"
 
 
 def _was(i: Instruction) -> str:
