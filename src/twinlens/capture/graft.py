@@ -16,10 +16,11 @@ from twinlens.capture.align import align
 from twinlens.capture.arguments import Arguments, sees_others
 from twinlens.capture.calling import Call, device_of, invoke, logits_of
 from twinlens.capture.calls import seen_calls, stepping
+from twinlens.capture.copies import following
 from twinlens.capture.graph import Graph
 from twinlens.capture.lines import Line
 from twinlens.capture.placement import Placement
-from twinlens.capture.plan import Plan, Run, Value, following
+from twinlens.capture.plan import Plan, Run, Value
 from twinlens.capture.recorder import probe
 from twinlens.capture.remembered import Remembered
 from twinlens.capture.tracer import Tracer

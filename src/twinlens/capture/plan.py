@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from twinlens.capture.align import Aligner
 from twinlens.capture.arguments import Arguments
+from twinlens.capture.copies import beside, copies, following, readers_of
 from twinlens.capture.follow import Follower
 from twinlens.capture.graph import Graph
 from twinlens.capture.lines import Line, line_at_work
@@ -61,13 +61,13 @@ class Plan:
         """On the path on which the sites were placed; `unread` are those that a site is not to be computed from."""
         put, fed, shown = dict[str, list[int]](), dict[str, list[int]](), dict[str, list[str]]()
         for site in sites:
-            beside, readers = _beside(spec, placement, site), _readers(spec, placement, site)
-            if beside and readers:
+            alike, readers = beside(spec, placement, site), readers_of(spec, placement, site)
+            if alike and readers:
                 fed[site] = readers
             else:
-                put[site], beside = copies(spec, placement, site), []
+                put[site], alike = copies(spec, placement, site), []
             node = placement.places[site].node
-            others = [s for s, p in placement.places.items() if p.node != node or s in beside]
+            others = [s for s, p in placement.places.items() if p.node != node or s in alike]
             without = (unread or {}).get(site, ())
             shown[site] = [s for s in others if s not in without and not by_slot(s)]  # a cache may be what is mended
         return cls(placement.without_values(), put, fed, shown, later=later)
@@ -199,87 +199,3 @@ class Shown(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._run.inputs) + len(self._tensors)
-
-
-def following(spec: Spec, placement: Placement, site: str) -> list[str]:
-    """The nearest visible sites that are computed from one, whatever is a choice or the same tensor left out."""
-    node, after, pending = placement.places[site].node, list[str](), [s.writes for s in spec.readers.get(site, ())]
-    while pending:
-        at = pending.pop()
-        place = placement.places.get(at)
-        if place is not None and place.node != node and not spec.at[at].op.chooses and not by_slot(at):
-            after.append(at)
-        else:  # hidden, handed on as it is, or kept in a cache
-            pending.extend(s.writes for s in spec.readers.get(at, ()))
-    return list(dict.fromkeys(after))
-
-
-def _beside(spec: Spec, placement: Placement, site: str) -> list[str]:
-    """Sites that are the same tensor as this one, and not because they are computed from it.
-
-    A norm that is left out gives what it was given: the residual stream, which others read as it is. One table may
-    serve where two are declared.
-    """
-    if Aligner.is_copy(spec.at[site]):
-        return []
-    node, after, pending = placement.places[site].node, {site}, [site]
-    while pending:
-        new = {s.writes for s in spec.readers.get(pending.pop(), ())} - after
-        after |= new
-        pending.extend(new)
-    return [s for s, p in placement.places.items() if p.node == node and s not in after]
-
-
-def _readers(spec: Spec, placement: Placement, site: str) -> list[int]:
-    """The nodes that read a site's tensor on the way to the sites that are computed from it."""
-    graph, node = placement.graph, placement.places[site].node
-    ends = [placement.places[s].node for s in following(spec, placement, site)]
-    near, above = _leading(spec, placement, site).union(ends), graph.above(ends)
-    readers = graph.readers[node]
-    return [r for r in readers if r in near] or [r for r in readers if r in above]
-
-
-def _leading(spec: Spec, placement: Placement, site: str) -> set[int]:
-    """Nodes from which the nearest sites that are computed from one are made, without any other site between."""
-    graph, places = placement.graph, placement.places
-    others = {p.node for s, p in places.items() if not spec.at[s].op.chooses and not by_slot(s)}
-    own = graph[places[site].node]
-    ends = {n for n in others if not (graph[n].shape == own.shape and torch.equal(graph[n], own))}
-    pending = [i for s in following(spec, placement, site) for i in graph.nodes[places[s].node].inputs]
-    found = set[int]()
-    while pending:
-        node = pending.pop()
-        if node not in found and node not in ends:
-            found.add(node)
-            pending.extend(graph.nodes[node].inputs)
-    return found
-
-
-def copies(spec: Spec, placement: Placement, site: str) -> list[int]:
-    """The nodes that hold a site, each made anew: an implementation may compute one thing several times.
-
-    Two sites may be alike where one has what is the other's: such a copy leads to other sites, and is none.
-    """
-    nodes, leading = _alike(placement, site), _leading(spec, placement, site)
-    return [n for n in nodes if n in leading] or nodes
-
-
-def _alike(placement: Placement, site: str) -> list[int]:
-    graph, node = placement.graph, placement.places[site].node
-    kept = graph[node]
-    same = [
-        n.index
-        for n in graph.nodes[node + 1 :]
-        if n.function == graph.nodes[node].function
-        and n.value is not None
-        and n.value.shape == kept.shape
-        and n.index in graph.live
-        and torch.equal(n.value, kept)
-    ]
-    below = graph.below([node])
-    found = [node]
-    for index in same:
-        if index not in below:
-            found.append(index)
-            below |= graph.below([index])
-    return found
