@@ -10,7 +10,6 @@ from torch import Tensor
 from twinlens.parity.changes import Use
 from twinlens.parity.merged import Merged
 from twinlens.parity.weighing import instead
-from twinlens.shapes import Float, Int
 from twinlens.spec import Step
 
 _MOST = 16
@@ -20,9 +19,9 @@ _PLAIN = 0.01
 
 
 def shuffled(
-    merged: Merged, step: Step, value: Float[Tensor, "n d"], mask: Int[Tensor, "b p"]
+    merged: Merged, step: Step, value: Tensor, mask: Tensor
 ) -> Iterator[tuple[Use, ...]]:  # fmt: skip
-    """The order in which the experts would have given this, where there is one.
+    """The order in which the experts would have given `value` [n d], one row for each real token of `mask` [b p].
 
     What a token is given is linear in which expert stands in which place: y = \u03a3 P[i, j] s_i f_j(x), with the share
     s_i that the router gives place i and what expert j makes of x; P is solved for by least squares.
