@@ -34,6 +34,8 @@ FROM_THE_STREAM = [
     "experts-permuted-without-router",
     "o-proj-columns-in-other-head-order",
     "internlm3-positions-doubled",
+    "qwen3-qknorm-missing",
+    "olmo2-qknorm-per-head",
     "final-norm-folded-into-tied-embedding",
 ]
 

@@ -18,7 +18,7 @@ from twinlens.parity.changes import Change, Feed, Leave, Rewire, SetField, Use, 
 from twinlens.parity.fit import Number, constants, numbers
 from twinlens.parity.numbers import Numbers
 from twinlens.parity.score import Found, apart, distance
-from twinlens.sites import any_layer, generic
+from twinlens.sites import any_layer, generic, split
 from twinlens.spec import Spec, Step
 
 _DEPTH = 3
@@ -146,6 +146,15 @@ def together(changes: Iterable[Change], spec: Spec) -> Iterator[Mistake]:
             places.setdefault(generic(change.site), []).append(change)
         if len(places) > 1 and not isinstance(like[0], Feed):
             yield from (tuple(some) for some in places.values())
+
+
+def beside(changes: Iterable[Change], spec: Spec) -> Iterator[Mistake]:
+    """The same change of like steps in one part of a block: the norm of queries and that of keys."""
+    found: dict[tuple[Any, ...], list[Change]] = {}
+    for change in changes:
+        what = type(spec.at[change.site].op).__name__ if isinstance(change, Leave) else _mistake(change, spec)
+        found.setdefault((what, split(change.site)[0], split(change.site)[1].split(".")[0]), []).append(change)
+    yield from (tuple(like) for like in found.values() if len(like) > 1)
 
 
 def unread(steps: Sequence[Step]) -> Iterator[SetField]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from twinlens.fields import kind_of
 from twinlens.parity import hypotheses, orders, solving, structure, weighing
-from twinlens.parity.afar import LOCAL, Afar
+from twinlens.parity.afar import LOCAL, Afar, beside
 from twinlens.parity.changes import Change, SetField, Variant, concerns, slot
 from twinlens.parity.merged import Merged
 from twinlens.parity.meter import Exhausted
@@ -266,6 +266,7 @@ class Search:
         if len(self.merged.steps) > 1:
             made += weighing.exchanged(self.merged, self.spec, self.known)
             made += weighing.folded(self.merged, self.known)
+            made += beside(hypotheses.discrete(self.merged, self.spec, self.scorer.native), self.spec)
         made += weighing.absent(self.merged, self.known)
         return made
 

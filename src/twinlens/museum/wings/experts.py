@@ -79,12 +79,12 @@ def _(m: Model) -> None:
 @exhibit(
     "qwen2moe-norm-topk-forced",
     "qwen3_moe",
-    Want("router.norm", layers=SPARSE),
+    Want(("router.norm", "router.score"), layers=SPARSE),
     build={"norm_topk_prob": False},
     source="NVIDIA/TensorRT-LLM#13247",
 )
 def _(m: Model) -> None:
-    """The weights are divided by their sum, though the config says not to."""
+    """The weights are divided by their sum, though the config says not to: as a softmax over the chosen gives them."""
 
     def weigh(self: Any, s: Tensor) -> tuple[Tensor, Tensor]:
         top, at = s.float().softmax(-1).topk(self.top_k, -1)
