@@ -36,6 +36,7 @@ FROM_THE_STREAM = [
     "internlm3-positions-doubled",
     "qwen3-qknorm-missing",
     "olmo2-qknorm-per-head",
+    "low-rank-kv-bias-dropped",
     "final-norm-folded-into-tied-embedding",
 ]
 

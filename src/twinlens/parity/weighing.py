@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import combinations, product
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from twinlens.parity.oracle import LARGE
 from twinlens.spec import Spec, Step, Weight, Weights
 
 _PART = 1 << 22
+_FEW = 8
+"""Of so many at most each two are tried together."""
 
 
 def seen(merged: Merged, spec: Spec, own: dict[str, Tensor]) -> list[Use]:
@@ -203,7 +205,7 @@ def instead(merged: Merged, step: Step, argument: str, weight: Weight, view: Ten
 
 
 def absent(merged: Merged, known: frozenset[str]) -> Iterator[tuple[Use, ...]]:
-    """All that a step, and all that the whole, may do without, as where nobody loads any bias."""
+    """All that a step, and all that the whole, may do without, as where nobody loads any bias; and each two."""
     may = [
         Use(step.writes, argument, None, weight.name, "missing")
         for step in merged.steps
@@ -211,7 +213,7 @@ def absent(merged: Merged, known: frozenset[str]) -> Iterator[tuple[Use, ...]]:
         if weight.name not in known and step.op.does_without(argument)
     ]
     alone = [tuple(u for u in may if u.site == site) for site in dict.fromkeys(u.site for u in may)]
-    yield from (uses for uses in dict.fromkeys([*alone, tuple(may)]) if len(uses) > 1)
+    yield from (uses for uses in dict.fromkeys([*alone, tuple(may), *combinations(may[:_FEW], 2)]) if len(uses) > 1)
 
 
 def folded(merged: Merged, known: frozenset[str]) -> Iterator[tuple[Use, ...]]:
