@@ -155,14 +155,11 @@ def _belonging(step: Step, merged: Merged) -> tuple[str, ...]:
 _COUNTED = {"counted over real tokens": "maximum(cumsum(mask) - 1, 0)", "counted over all tokens": "slots"}
 
 
-_STRETCHED = {"times 2": "positions * 2"}
-
-
 def positions(step: Step, merged: Merged) -> Iterator[Feed]:
-    """Positions that are shifted or stretched, or counted without regard to padding, or with."""
-    offsets: dict[int | str, str] = {k: f"maximum(positions + {k}, 0)" for k in (1, -1, 2, -2)}
+    """Positions that are shifted, or counted without regard to padding, or with."""
+    offsets = {k: f"maximum(positions + {k}, 0)" for k in (1, -1, 2, -2)}
     padded = not bool(merged.sites["mask"].all())
-    for value, expression in (*(_COUNTED.items() if padded else ()), *offsets.items(), *_STRETCHED.items()):
+    for value, expression in (*(_COUNTED.items() if padded else ()), *offsets.items()):
         tensor = evaluate(expression, merged.sites, "positions")
         if not torch.equal(tensor, merged.sites["positions"]):
             yield Feed(step.writes, "positions", tensor, value, expression)
@@ -171,6 +168,15 @@ def positions(step: Step, merged: Merged) -> Iterator[Feed]:
 def moved(merged: Merged) -> Iterator[tuple[Feed, ...]]:
     """The same for all steps that read positions."""
     yield from zip(*(positions(s, merged) for s in merged.steps if "positions" in s.reads), strict=True)
+
+
+def stretched(merged: Merged) -> Iterator[tuple[Feed, ...]]:
+    """Positions twice as far apart; a factor of the tables that says so is the better name, and is tried before."""
+    expression = "positions * 2"
+    tensor = evaluate(expression, merged.sites, "positions")
+    feeds = [Feed(s.writes, "positions", tensor, "times 2", expression) for s in merged.steps if "positions" in s.reads]
+    if feeds:
+        yield tuple(feeds)
 
 
 def as_declared(merged: Merged) -> Iterator[Change]:

@@ -275,7 +275,8 @@ class Search:
         """Weights in each other's place: a choice that has the same effect is the simpler one, and is tried before."""
         if len(self.merged.steps) == 1:
             return []
-        return [*weighing.swapped(self.merged, self.known), *weighing.pairs(self.merged)]
+        weights = [*weighing.swapped(self.merged, self.known), *weighing.pairs(self.merged)]
+        return [*weights, *hypotheses.stretched(self.merged)]
 
     @cached_property
     def _hypotheses(self) -> list[Hypothesis]:
