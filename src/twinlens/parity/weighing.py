@@ -42,7 +42,8 @@ def describe(spec: Spec, name: str, ours: Tensor, weights: Weights) -> tuple[str
     if ours.shape != reference.shape:
         return f"shape {tuple(ours.shape)} for {tuple(reference.shape)}", ""
     stored, others = ours.to(reference.dtype), dict.fromkeys([*same_kind(spec, name), *spec.weight_names])
-    for other in others:
+    is_constant = bool((ours == ours.flatten()[:1]).all())  # zeros are every dropped bias's, and nobody's
+    for other in others if not is_constant else ():
         if other != name and weights(other).shape == ours.shape and torch.equal(weights(other), stored):
             return _holds(other), other
     if ours.ndim == 2 and ours.shape[0] == ours.shape[1] and torch.equal(reference.T, ours):
@@ -225,11 +226,11 @@ def folded(merged: Merged, known: frozenset[str]) -> Iterator[tuple[Use, ...]]:
         if (v.writes, out.reads[0]) not in mixed or bias is None or weight is None or bias.name in known:
             continue
         assert isinstance(v.op, Project)
-        by_head = merged.weights(bias.name).double().unflatten(0, (v.op.heads, -1))
+        by_head = bias.view(merged.weights(bias.name)).double().unflatten(0, (v.op.heads, -1))
         w = weight.view(merged.weights(weight.name)).double()
         each = by_head.repeat_interleave(w.shape[1] // by_head.numel(), 0).flatten()
         name = added.name if added else weight.name.removesuffix("weight") + "bias"
-        before = merged.weights(name) if added else torch.zeros(len(w))
+        before = merged.weights(name) if added else torch.zeros_like(w[:, 0])
         ours = (before.double() + w @ each).to(merged.value.dtype)
         yield (
             Use(v.writes, "b", None, bias.name, "missing"),
