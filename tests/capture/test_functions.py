@@ -9,19 +9,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from twinlens.capture.functions import function, function_of_c
+from twinlens.capture.functions import function, own_function
 from twinlens.capture.memory import signature, written_by
 
 SHAPE: Any = Tensor.shape
 
 
-@pytest.mark.parametrize("func", [torch.add, Tensor.add, Tensor.__getitem__, SHAPE.__get__])
-def test_functions_of_c_need_not_be_asked_for(func: Any) -> None:
-    assert function_of_c(func) == function(func)
+@pytest.mark.parametrize("func", [torch.add, Tensor.add, Tensor.__getitem__, SHAPE.__get__, F.softmax])
+def test_functions_that_torch_brought_need_not_be_asked_for(func: Any) -> None:
+    assert own_function(func) == function(func)
+    assert own_function(func) is own_function(func)
 
 
 def test_in_the_place_of_a_python_function_may_stand_anything() -> None:
-    assert function_of_c(F.softmax) is None
+    def softmax(x: Tensor) -> Tensor:
+        return x.softmax(-1)
+
+    assert own_function(softmax) is None
+    assert own_function(object()) is None
+
+
+def test_functions_of_one_code_keep_their_names() -> None:
+    pools: list[Any] = [F.max_pool1d, F.max_pool2d]
+    assert pools[0].__code__ is pools[1].__code__
+    assert [getattr(own_function(f), "name", None) for f in pools] == [f.__name__ for f in pools]
 
 
 @pytest.mark.parametrize(
@@ -50,6 +61,15 @@ def test_a_signature_is_that_of_all_calls_with_these_types() -> None:
     assert signature((x, 1.0)) == ((0,), "x")
 
 
-@pytest.mark.parametrize("held", [("ij->ji",), ((1, 2),), ([torch.ones(1)],), (slice(None),)])
-def test_where_types_do_not_say_it_all_there_is_none(held: tuple[Any, ...]) -> None:
-    assert signature((torch.ones(2), *held)) is None
+def test_what_lies_within_arguments_tells_calls_apart() -> None:
+    x = torch.ones(2)
+    assert signature((x, "ij->ji"))[1] != signature((x, "ij->ij"))[1]
+    assert signature((x, (1, 2))) == ((0,), "(n,n)") != signature((x, (1,)))
+    assert signature((x, (slice(None), None))) == ((0,), "([-,-,-],-)")
+    assert signature((x, (slice(None, 1), None))) == ((0,), "([-,n,-],-)")
+    assert signature((x, x.shape))[1] == "(n)"
+
+
+@pytest.mark.parametrize("within", [[torch.ones(1)], (1, [torch.ones(1)]), {"x": torch.ones(1)}])
+def test_tensors_within_arguments_are_looked_for(within: Any) -> None:
+    assert signature((torch.ones(2), within))[0] is None

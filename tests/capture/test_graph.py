@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from twinlens.capture import Graph, trace
@@ -122,3 +124,33 @@ def test_what_cannot_be_captured_is_said_in_one_sentence(module: nn.Module, says
 def test_padding_is_refused_where_no_mask_is_taken() -> None:
     with pytest.raises(CaptureError, match="takes no attention_mask"):
         trace(Toy(torch.sin), TOKENS, mask=torch.tensor([[1] * 5, [0, 1, 1, 1, 1]]))
+
+
+WAYS = st.lists(st.sampled_from(range(5)), max_size=8)
+
+
+@example([4, 0], [4])
+@given(WAYS, WAYS)
+def test_a_call_has_the_keys_that_it_has_whichever_was_before_it(these: list[int], those: list[int]) -> None:
+    steps: list[Callable[[Tensor], Tensor]] = [
+        lambda x: x + 1, lambda x: x + x, lambda x: torch.cat([x, x], -1)[..., ::2], lambda x: x.sin_().to(x.dtype),
+        lambda x: (x + 1, x)[1],
+    ]  # fmt: skip
+    way = list[int]()
+
+    def walk(x: Tensor) -> Tensor:
+        for i in way:
+            x = steps[i](x)
+        return x
+
+    torch.manual_seed(0)
+    toy = Toy(walk)
+    way[:] = those
+    before = Tracer(toy, TOKENS, None).run(toy, None).nodes
+    way[:] = these
+    alone = Tracer(toy, TOKENS, None).run(toy, None)
+    after = Tracer(toy, TOKENS, None, before=before).run(toy, None)
+    assert [(n.key, n.inputs, n.owner, n.tokens) for n in after.nodes] == [
+        (n.key, n.inputs, n.owner, n.tokens) for n in alone.nodes
+    ]
+    assert all(torch.equal(after[n.index], alone[n.index]) for n in alone.nodes)

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from types import BuiltinFunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType
-from typing import Any, cast
+from pathlib import Path
+from types import (
+    BuiltinFunctionType,
+    FunctionType,
+    MethodDescriptorType,
+    MethodWrapperType,
+    WrapperDescriptorType,
+)
+from typing import Any
+
+import torch
+
+TORCH = str(Path(torch.__file__).parent)
+"""Where torch's own code lies."""
 
 FACTORIES = frozenset(
     f"{kind}{form}" for kind in ("ones", "zeros", "empty", "full", "rand", "randn") for form in ("_like",)
@@ -55,12 +67,19 @@ def function(func: Any) -> Function:
 _known = dict[Hashable, Function]()
 
 
-def function_of_c(func: Any) -> Function | None:
-    """What is known of a function that is written in C; None for others, in whose place may stand anything."""
-    if type(func) not in _OF_C:
+def own_function(func: Any) -> Function | None:
+    """What is known of a function that torch brought: written in C, or in a file of its own; None for others.
+
+    Functions of one code have names of their own (`torch._jit_internal.boolean_dispatch`).
+    """
+    kind = type(func)
+    if kind in _OF_C:
+        key: Hashable = func
+    elif kind is FunctionType:
+        key = func.__code__, func.__name__
+    else:
         return None
-    key = cast("Hashable", func)
     known = _known.get(key)
-    if known is None:
+    if known is None and (kind in _OF_C or func.__code__.co_filename.startswith(TORCH)):
         known = _known[key] = function(func)
     return known

@@ -20,7 +20,7 @@ class Node:
     `owner` is the qualified name of a parameter or buffer. `tokens`: it descends from the token ids.
     `value` is None where the tracer was not asked to keep it. `key` says by which functions, of which
     leaves, the tensor was made, all the way up: equal keys of two calls are one place in the code, whatever
-    else the calls did.
+    else the calls did. `form`: of which kinds the function's other arguments were.
     """
 
     index: int
@@ -31,10 +31,13 @@ class Node:
     tokens: bool = False
     value: Tensor | None = None
     key: int = 0
+    form: str = ""
 
     def with_value(self, value: Tensor | None) -> Node:
         """The same node with another tensor, or none; `dataclasses.replace` takes ten times as long."""
-        return Node(self.index, self.function, self.inputs, self.slot, self.owner, self.tokens, value, self.key)
+        return Node(
+            self.index, self.function, self.inputs, self.slot, self.owner, self.tokens, value, self.key, self.form
+        )
 
 
 @dataclass(eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import permutations
 from math import prod
 from typing import NamedTuple
@@ -34,7 +34,7 @@ class Layout:
 
     def ours(self, theirs: Tensor, sizes: Mapping[str, int]) -> Tensor:
         """Their tensor as the site has it; a view where that is possible."""
-        way = _way(self, tuple(theirs.shape), tuple(sizes.items()))
+        way = self._way(theirs.shape, tuple(sizes.items()))
         x = theirs if way.shape is None else theirs.reshape(way.shape)
         if way.copies is not None:
             x = x.select(way.copies, 0)
@@ -44,6 +44,30 @@ class Layout:
             x = x.unsqueeze(at)
         x = x.expand(way.wide) if way.missing else x
         return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2) if self.paired else x
+
+    def _way(self, theirs: Sequence[int], known: tuple[tuple[str, int], ...]) -> Way:
+        """The way from a tensor of this shape, where these sizes are known; hundreds of sites ask in each call."""
+        way = self._ways.get((theirs, known))
+        if way is None:
+            way = self._ways[theirs, known] = self._way_from(tuple(theirs), dict(known))
+        return way
+
+    @cached_property
+    def _ways(self) -> dict[tuple[Sequence[int], tuple[tuple[str, int], ...]], Way]:
+        return {}
+
+    def _way_from(self, theirs: tuple[int, ...], sizes: dict[str, int]) -> Way:
+        held = [axis for group in self.groups for axis in group]
+        shape = [n for group, size in zip(self.groups, theirs, strict=True) for n in _split(group, size, sizes)]
+        copies = held.index(REPEAT) if REPEAT in held else None
+        left = [(axis, n) for axis, n in zip(held, shape, strict=True) if axis != REPEAT]
+        axes = [axis for axis, _ in left]
+        order = [axes.index(axis) for axis in self.site if axis in axes]
+        ours = dict(left)
+        wide = [ours[axis] if axis in ours else sizes[axis] for axis in self.site]
+        missing = [at for at, axis in enumerate(self.site) if axis not in axes]
+        turned = order != sorted(order)
+        return Way(shape if tuple(shape) != theirs else None, copies, order if turned else None, missing, wide)
 
     def fitted(self, theirs: Tensor, sizes: Mapping[str, int]) -> Layout:
         """This layout in a call in which a tensor has the batch that it had not before, or has none any more: tables
@@ -99,23 +123,6 @@ class Way(NamedTuple):
     """Where axes go over which it does not vary."""
     wide: list[int]
     """Our shape."""
-
-
-@lru_cache(maxsize=4096)
-def _way(layout: Layout, theirs: tuple[int, ...], known: tuple[tuple[str, int], ...]) -> Way:
-    """The way from a tensor of this shape, where these sizes are known."""
-    sizes = dict(known)
-    held = [axis for group in layout.groups for axis in group]
-    shape = [n for group, size in zip(layout.groups, theirs, strict=True) for n in _split(group, size, sizes)]
-    copies = held.index(REPEAT) if REPEAT in held else None
-    left = [(axis, n) for axis, n in zip(held, shape, strict=True) if axis != REPEAT]
-    axes = [axis for axis, _ in left]
-    order = [axes.index(axis) for axis in layout.site if axis in axes]
-    ours = dict(left)
-    wide = [ours[axis] if axis in ours else sizes[axis] for axis in layout.site]
-    missing = [at for at, axis in enumerate(layout.site) if axis not in axes]
-    turned = order != sorted(order)
-    return Way(shape if tuple(shape) != theirs else None, copies, order if turned else None, missing, wide)
 
 
 def _split(group: tuple[str, ...], size: int, sizes: Mapping[str, int]) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from twinlens.capture.functions import Function
@@ -21,31 +22,58 @@ def tensors(*trees: Any) -> list[Tensor]:
 def _collect(tree: Any, found: list[Tensor]) -> None:
     items = tree.values() if isinstance(tree, dict) else tree
     for item in items:
+        if type(item) in _MUTE:
+            continue
         if isinstance(item, Tensor):
             found.append(item)
         elif isinstance(item, (tuple, list, dict)):
             _collect(item, found)
 
 
-Signature = tuple[tuple[int, ...], str]
-"""Which arguments of a call are tensors, and the form of the others."""
+_MUTE = frozenset((bool, int, float, str, type(None), torch.dtype, torch.device, slice))
+"""Types of most of what holds no tensor."""
+
+Signature = tuple[tuple[int, ...] | None, str]
+"""Which arguments of a call are tensors, None where they lie within others; the form of all but the first."""
 
 
-def signature(args: tuple[Any, ...]) -> Signature | None:
-    """The same for all calls whose arguments have these types; None where that does not say it all."""
+def signature(args: tuple[Any, ...]) -> Signature:
+    """The same for all calls whose arguments, and what lies within them, have these types."""
     types = tuple(map(type, args))
-    try:
-        return _SIGNATURES[types]
-    except KeyError:
-        at = tuple(i for i, kind in enumerate(types) if _FORMS.get(kind) == "t")
-        mute = any(kind not in _FORMS and issubclass(kind, _TELLING) for kind in types)
-        known = None if mute else (at, form(args[1:]))
-        return _SIGNATURES.setdefault(types, known)
+    known = _SIGNATURES.get(types)
+    if known is None:
+        telling = any(issubclass(kind, _TELLING) for kind in types)
+        known = _SIGNATURES[types] = _DEEPER if telling else _signature(args)
+    if known is _DEEPER:
+        kinds = tuple(map(_kind, args))
+        known = _SIGNATURES.get(kinds) or _SIGNATURES.setdefault(kinds, _signature(args))
+    return known
 
 
-_SIGNATURES = dict[tuple[type, ...], Signature | None]()
-_TELLING = (Tensor, tuple, list, dict, slice, str)
+def _signature(args: tuple[Any, ...]) -> Signature:
+    within = any(isinstance(a, (tuple, list, dict)) and tensors((a,)) for a in args)
+    at = tuple(i for i, argument in enumerate(args) if isinstance(argument, Tensor))
+    return (None if within else at), form(args[1:])
+
+
+_SIGNATURES = dict[tuple[Any, ...], Signature]()
+_DEEPER: Signature = None, "what lies within tells more"
+_TELLING = (tuple, list, dict, slice, str)
 """Types of arguments that must be looked at."""
+
+
+def _kind(argument: Any) -> Any:
+    """What tells the form of an argument: its type, and those of what lies within it; a string is its own."""
+    kind = type(argument)
+    if kind in _FORMS:
+        return kind
+    if kind is slice:
+        return kind, type(argument.start), type(argument.stop), type(argument.step)
+    if isinstance(argument, (tuple, list)):
+        return kind, *[_kind(a) for a in argument]
+    if isinstance(argument, dict):
+        return kind, *[_kind(a) for a in argument.values()]
+    return argument if isinstance(argument, str) else kind
 
 
 def exchanged(tree: Any, these: list[Tensor], by: Tensor) -> Any:
@@ -74,6 +102,10 @@ def _form_of(argument: Any) -> str:
     if isinstance(argument, slice):
         return f"[{form((argument.start, argument.stop, argument.step))}]"
     return argument if isinstance(argument, str) else type(argument).__name__
+
+
+WRITING = ("out", "inplace")
+"""Arguments by name that may say that a call writes."""
 
 
 def written_by(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> list[Tensor]:

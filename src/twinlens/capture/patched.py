@@ -7,14 +7,13 @@ else's, which calls the original, the mode would run it a second time, inside it
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-import torch
 from torch.overrides import handle_torch_function
 
-_TORCH = str(Path(torch.__file__).parent)
+from twinlens.capture.functions import TORCH
+
 _NEAR = 8
 """Calls between the mode and who asked it, at most."""
 
@@ -26,7 +25,7 @@ def asked(func: Any) -> Any:
     """
     code = getattr(func, "__code__", None)
     module = str(getattr(type(func), "__module__", ""))
-    if (code is not None and code.co_filename.startswith(_TORCH)) or (code is None and module.startswith("torch")):
+    if (code is not None and code.co_filename.startswith(TORCH)) or (code is None and module.startswith("torch")):
         return func
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # nothing else knows who has asked
     for _ in range(_NEAR):

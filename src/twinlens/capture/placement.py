@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from twinlens.capture.graph import Graph
+from twinlens.capture.graph import Graph, Node
 from twinlens.capture.layout import Layout
 from twinlens.spec import Shape, Spec
 
@@ -51,6 +51,8 @@ class Placement:
     unseen: dict[str, str] = field(default_factory=dict[str, str])
     later: bool = False
     """Whether earlier calls left slots."""
+    path: list[Node] = field(default_factory=list[Node])
+    """What the last call made that held these places, without its tensors."""
 
     def keys(self, sites: Collection[str] | None = None) -> frozenset[int]:
         """Keys of the nodes that hold these sites, or any."""
@@ -64,6 +66,13 @@ class Placement:
         """Whether another call computed the logits, and every site, by the same code from the same constants."""
         logits = self.graph.nodes[self.graph.logits].key == graph.nodes[graph.logits].key
         return logits and self.keys() <= graph.at.keys()
+
+    def followed(self, graph: Graph) -> None:
+        """Keep which way a call took that holds these places."""
+        if len(self.path) != len(graph.nodes) or any(
+            a.key != b.key for a, b in zip(self.path, graph.nodes, strict=True)
+        ):
+            self.path = bare(graph.nodes)
 
     def evidence(self, spec: Spec) -> dict[str, str]:
         """Of every site of the spec."""
@@ -87,8 +96,7 @@ class Placement:
 
     def without_values(self) -> Placement:
         """The same places; of the probe only the shape of its graph is kept."""
-        bare = [node.with_value(None) for node in self.graph.nodes]
-        return dataclasses.replace(self, graph=dataclasses.replace(self.graph, nodes=bare))
+        return dataclasses.replace(self, graph=dataclasses.replace(self.graph, nodes=bare(self.graph.nodes)))
 
     def reads(self, graph: Graph, shape: Shape, sites: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """These sites' tensors, or all, in our layout, from a call of the same code."""
@@ -96,6 +104,11 @@ class Placement:
         for site, place in self.places.items():
             if sites is None or site in sites:
                 yield site, place.layout.ours(graph[graph.at[self.key(site)]], sizes)
+
+
+def bare(nodes: Iterable[Node]) -> list[Node]:
+    """The same nodes without their tensors."""
+    return [node if node.value is None else node.with_value(None) for node in nodes]
 
 
 def _moved(anchor: Anchor, theirs: Tensor | None, own: Tensor | None) -> Anchor:

@@ -15,7 +15,7 @@ from twinlens.capture.calling import Call, device_of
 from twinlens.capture.graph import Graph
 from twinlens.capture.heap import keep_freed
 from twinlens.capture.placement import Placement
-from twinlens.capture.tracer import Tracer, trace
+from twinlens.capture.tracer import Tracer, constants, trace
 from twinlens.recording import Call as RecordedCall
 from twinlens.recording import Recording
 from twinlens.spec import Spec, Weights
@@ -60,7 +60,7 @@ def record(
         module, spec, weights, tokens, mask=mask, call=call, placement=placement, keep=keep, known=known
     )
     with torch.no_grad():
-        sites = {site: tensor.detach() for site, tensor in placement.reads(graph, spec.shape, keep)}
+        sites = dict(placement.reads(graph, spec.shape, keep))
     evidence = placement.evidence(spec)
     recorded = RecordedCall.of(sites, tokens, mask=mask, placed={s: e for s, e in evidence.items() if s in sites})
     own = {name: anchor.tensor.detach() for name, anchor in placement.anchors.items()}
@@ -77,9 +77,11 @@ def capture(
     """The graph of a call, with the tensors of its sites, and where they are."""
     keep_freed()
     weights = on_device(weights, device_of(module))
-    for attempt in _attempts(module, spec, weights, tokens, mask, call, placement, known):
-        graph = Tracer(module, tokens, mask, attempt.keys(keep)).run(module, call)
+    for attempt, named in _attempts(module, spec, weights, tokens, mask, call, placement, known):
+        tracer = Tracer(module, tokens, mask, attempt.keys(keep), before=attempt.path, named=named)
+        graph = tracer.run(module, call)
         if attempt.holds(graph):
+            attempt.followed(graph)
             if attempt is not placement:
                 _remember(module, spec, attempt)
             return graph, attempt
@@ -95,15 +97,18 @@ def on_device(weights: Weights, device: torch.device) -> Weights:
 def _attempts(
     module: nn.Module, spec: Spec, weights: Weights, tokens: Tensor, mask: Tensor | None, call: Call | None,
     given: Placement | None, known: list[Placement] | None,
-) -> Iterator[Placement]:  # fmt: skip
+) -> Iterator[tuple[Placement, Mapping[str, Tensor] | None]]:  # fmt: skip
     """Placements that may hold: the given one, the module's last one, those of a probe of two rows and of as many
-    rows as the call has, since code may depend on the batch (one row alone is not expanded, say).
+    rows as the call has, since code may depend on the batch (one row alone is not expanded, say). With the module's
+    constants where no call was made since they were looked up, which may exchange them.
     """
     for placement in (given, *_remembered(module, spec)):
-        if placement is not None and _same_constants(module, placement):
-            yield placement
+        if placement is not None:
+            named = constants(module)
+            if _same_constants(named, placement):
+                yield placement, named
     for rows in dict.fromkeys((PROBE_ROWS, tokens.shape[0])):
-        yield placed(module, spec, weights, mask=mask, call=call, rows=rows, known=known)
+        yield placed(module, spec, weights, mask=mask, call=call, rows=rows, known=known), None
 
 
 _last: weakref.WeakKeyDictionary[nn.Module, tuple[Spec, Placement]] = weakref.WeakKeyDictionary()
@@ -175,9 +180,8 @@ def probe(
     return tokens, padding.to(mask.dtype)
 
 
-def _same_constants(module: nn.Module, placement: Placement) -> bool:
+def _same_constants(named: Mapping[str, Tensor], placement: Placement) -> bool:
     """Whether parameters are still the tensors that were placed."""
-    named = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
     for anchor in placement.anchors.values():
         if anchor.owner is not None:
             now = named.get(anchor.owner)
@@ -189,15 +193,17 @@ def _same_constants(module: nn.Module, placement: Placement) -> bool:
 def compared_weights(own: Mapping[str, Tensor], weights: Weights) -> tuple[dict[str, Tensor], list[str]]:
     """An implementation's tensors that differ from the checkpoint's, and the names of those that are equal."""
     theirs = {name: weights(name).detach() for name in own}
-    once = {_place(own[name], theirs[name]): name for name in own}  # a tied tensor is two names of the same memory
-    answers = each(lambda name: same(own[name], theirs[name]), once.values())
-    alike = {name: answers[once[_place(own[name], theirs[name])]] for name in own}
+    alike = {name: _place(tensor) == _place(theirs[name]) for name, tensor in own.items()}
+    apart = [name for name in own if not alike[name]]
+    once = {(_place(own[name]), _place(theirs[name])): name for name in apart}  # tied: two names of the same memory
+    answers = each(lambda name: same(own[name], theirs[name]), once.values()) if apart else {}
+    alike |= {name: answers[once[_place(own[name]), _place(theirs[name])]] for name in apart}
     return {n: t for n, t in own.items() if not alike[n]}, [n for n in own if alike[n]]
 
 
-def _place(*tensors: Tensor) -> tuple[object, ...]:
-    """Where tensors lie in memory, and how."""
-    return tuple((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors)
+def _place(t: Tensor) -> tuple[object, ...]:
+    """Where a tensor lies in memory, and how."""
+    return t.data_ptr(), t.dtype, t.shape, t.stride()
 
 
 def same(x: Tensor, y: Tensor) -> bool:

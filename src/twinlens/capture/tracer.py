@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from twinlens.capture.calling import Call, invoke
-from twinlens.capture.functions import Function, function, function_of_c
+from twinlens.capture.functions import Function, function, own_function
 from twinlens.capture.graph import ALIAS, LEAF, Graph, Node
-from twinlens.capture.memory import exchanged, form, memory_of, overlap, signature, tensors, written_by
+from twinlens.capture.keys import Keys
+from twinlens.capture.memory import WRITING, exchanged, memory_of, overlap, signature, tensors, written_by
 from twinlens.capture.patched import asked
 from twinlens.errors import CaptureError
 from twinlens.paging import held
@@ -39,6 +40,8 @@ class Tracer(TorchFunctionMode):
     `keep`: keys of the nodes whose tensors stay (default: all). `replace`: by key, functions from the
     tensors kept so far, by key, and the node's own, to the one that takes its place. `feed`: by the key of a
     node that reads it, such a function for one of its inputs, by that one's key; other readers see it as it is.
+    `before`: nodes of an earlier call; as long as this one makes the same, it takes their keys. `named`: the module's
+    `constants`, where they are known.
     """
 
     listening: ClassVar[list[Tracer]] = []
@@ -47,18 +50,19 @@ class Tracer(TorchFunctionMode):
     def __init__(
         self, module: nn.Module, tokens: Tensor, mask: Tensor | None, keep: frozenset[int] | None = None,
         replace: Mapping[int, Replacement] | None = None, feed: Mapping[int, tuple[int, Replacement]] | None = None,
+        before: Sequence[Node] = (), named: Mapping[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.nodes: list[Node] = []
+        self._keys = Keys(self.nodes, before)
         self.given = (tokens, mask)
         self._keep, self._replace, self._feed = keep, replace or {}, feed or {}
-        self._owners = _owners(module)
+        self._owners = _owners(constants(module) if named is None else named)
         self._where: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._storages: dict[int, list[weakref.ref[Tensor]]] = {}
         self._recent: list[weakref.ref[Tensor]] = []
         self._written: dict[int, int] = {}
         self._held: list[Tensor] = []
-        self._times: dict[int, int] = {}
         self._kept: dict[int, Tensor] = {}
         self._form = ""
         self.replaced = set[int]()
@@ -115,7 +119,7 @@ class Tracer(TorchFunctionMode):
     ) -> Any:
         if self._deaf:
             return func(*args, **(kwargs or {}))
-        what = function_of_c(func)
+        what = own_function(func)
         if what is None:
             func = asked(func)
             what = function(func)
@@ -130,21 +134,28 @@ class Tracer(TorchFunctionMode):
         inputs = self._inputs(args, kwargs)
         if self._feed:
             args, kwargs = self._fed(what.name, inputs, args, kwargs or {})
-        if what.writes or kwargs:
+        if what.writes or (kwargs and not kwargs.keys().isdisjoint(WRITING)):
             targets = written_by(what, args, kwargs)
             if targets:
                 return self._mutation(func, what, args, kwargs or {}, inputs, targets)
-        return self._made(what, inputs, func(*args, **kwargs) if kwargs else func(*args))
+        out = func(*args, **kwargs) if kwargs else func(*args)
+        if type(out) is Tensor and not (what.factory or what.unwritten):
+            found = self._where.get(id(out))
+            return out if found is not None and found[0]() is out else self._add(what.name, inputs, out)
+        return self._made(what, inputs, out)
 
     def _inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> tuple[int, ...]:
         """The nodes that a call reads; the form of its arguments is kept for its key."""
-        known = signature(args)
-        given = tensors(args) if known is None else [args[i] for i in known[0]]
+        at, form = signature(args)
+        given = tensors(args) if at is None else [args[i] for i in at]
         if kwargs:
             given += tensors(kwargs.values())
-        inputs = tuple([self._node(tensor) for tensor in given])
-        self._form = form(args[1:]) if known is None else known[1]  # after the nodes: a leaf has none
-        return inputs
+        where, inputs = self._where, []
+        for tensor in given:
+            found = where.get(id(tensor))
+            inputs.append(found[1] if found is not None and found[0]() is tensor else self._leaf(tensor))
+        self._form = form  # after the nodes: a leaf has none
+        return tuple(inputs)
 
     def _made(self, what: Function, inputs: tuple[int, ...], out: Any) -> Any:
         """A call's result, as nodes; a tensor that the function was given is none."""
@@ -166,20 +177,21 @@ class Tracer(TorchFunctionMode):
         self, name: str, inputs: tuple[int, ...], out: Tensor, slot: int = 0, owner: str | None = None,
         tokens: bool = False,
     ) -> Tensor:  # fmt: skip
-        key, kind = self._next_key(name, inputs, slot, owner)
-        self._times[kind] = self._times.get(kind, 0) + 1
-        if key in self._replace:
-            out = self._replace[key](self._kept | {key: out})
-            self.replaced.add(key)
+        nodes, index = self.nodes, len(self.nodes)
+        again = self._keys.again(name, inputs, slot, owner, self._form)
+        key = again.key if again is not None else self._keys.count(name, inputs, slot, owner, self._form)
+        if self._replace:
+            out = self._replaced(key, out)
         kept = self._keep is None or key in self._keep
-        if kept and (self._replace or self._feed):
+        if kept and self._feed:
             self._kept[key] = out
-        nodes = self.nodes
-        for i in inputs:
-            tokens = tokens or nodes[i].tokens
-        index = len(nodes)
-        value = None if not kept else out if self._keep is None else held(out)
-        nodes.append(Node(index, name, inputs, slot, owner, tokens, value, key))
+        if again is not None and not kept and again.value is None:
+            nodes.append(again)
+        else:
+            for i in inputs:
+                tokens = tokens or nodes[i].tokens
+            value = None if not kept else out if self._keep is None else held(out)
+            nodes.append(Node(index, name, inputs, slot, owner, tokens, value, key, self._form))
         ref = weakref.ref(out)
         self._where[id(out)] = ref, index
         self._recent.append(ref)
@@ -187,9 +199,17 @@ class Tracer(TorchFunctionMode):
             self._held.append(out)
         return out
 
+    def _replaced(self, key: int, out: Tensor) -> Tensor:
+        if key in self._replace:
+            out = self._replace[key](self._kept | {key: out})
+            self.replaced.add(key)
+        if self._keep is None or key in self._keep:
+            self._kept[key] = out
+        return out
+
     def _fed(self, name: str, inputs: tuple[int, ...], args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The arguments of a call, with another tensor for one of them where the call is one that shall read it."""
-        reader = self._next_key(name, inputs)[0]
+        reader = self._keys.next(name, inputs, 0, None, self._form)
         if reader not in self._feed:
             return args, kwargs
         key, other = self._feed[reader]
@@ -197,13 +217,6 @@ class Tracer(TorchFunctionMode):
         value = other(self._kept | {key: given[0]})
         self.replaced.add(reader)
         return exchanged(args, given, value), exchanged(kwargs, given, value)
-
-    def _next_key(self, name: str, inputs: tuple[int, ...], slot: int = 0, owner: str | None = None) -> tuple[int, int]:
-        """The key of the node that such a call makes next, and what calls of its kind are counted under."""
-        nodes = self.nodes
-        kind = hash((name, slot, owner, self._form, *[nodes[i].key for i in inputs]))
-        times = self._times.get(kind)
-        return kind if times is None else hash((kind, times)), kind
 
     def _alive(self, storage: int) -> list[weakref.ref[Tensor]]:
         """The tensors of a storage that are still there. Few calls ask, so it is asked of many tensors at once."""
@@ -228,9 +241,11 @@ class Tracer(TorchFunctionMode):
     def _leaf(self, tensor: Tensor, *, tokens: bool = False) -> int:
         """A tensor that no call has made; if its memory was written before, it depends on that write."""
         self._form = ""
-        storage = memory_of(tensor) if self._written else 0
-        written = self._written.get(storage) if storage in self._written and self._alive(storage) else None
-        inputs = () if written is None else (written,)
+        inputs = ()
+        if self._written:
+            storage = memory_of(tensor)
+            if storage in self._written and self._alive(storage):
+                inputs = (self._written[storage],)
         self._add(LEAF, inputs, tensor, owner=self._owners.get(id(tensor)), tokens=tokens)
         return len(self.nodes) - 1
 
@@ -271,6 +286,10 @@ class Tracer(TorchFunctionMode):
                 yield tensor
 
 
-def _owners(module: nn.Module) -> dict[int, str]:
-    named = [*module.named_buffers(remove_duplicate=False), *module.named_parameters(remove_duplicate=False)]
-    return {id(tensor): name for name, tensor in reversed(named)}
+def constants(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by all their names."""
+    return dict(module.named_buffers(remove_duplicate=False)) | dict(module.named_parameters(remove_duplicate=False))
+
+
+def _owners(named: Mapping[str, Tensor]) -> dict[int, str]:
+    return {id(tensor): name for name, tensor in reversed(list(named.items()))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -110,19 +111,27 @@ def check_shape(site: str, shape: Sequence[int], tokens: Tensor, *, later: bool)
 
     `later`: the call follows others, so that its keys may reach back further than its own tokens.
     """
-    axes = _axes(site)
-    batch, length = tokens.shape
-    known = {"b": batch, "p": length, "q": length - 1} | ({} if later else {"s": length})
-    fits = len(shape) == len(axes) and all(
-        size == known.get(axis, size) and not (axis == "s" and size < length)
-        for axis, size in zip(axes, shape, strict=True)
-    )
-    if not fits:
+    axes, (batch, length) = _axes(site), tokens.shape
+    if not _fits(axes, tuple(shape), batch, length, later):
+        known = _known(batch, length, later)
         expected = ", ".join(f"{axis}={known[axis]}" if axis in known else axis for axis in axes)
         raise InputError(
             f"{site} has shape {list(shape)} where [{expected}] was expected for tokens of shape "
             f"{[batch, length]}; pass the tensor and the tokens of one and the same run."
         )
+
+
+@lru_cache(maxsize=1 << 10)
+def _fits(axes: tuple[str, ...], shape: tuple[int, ...], batch: int, length: int, later: bool) -> bool:
+    known = _known(batch, length, later)
+    return len(shape) == len(axes) and all(
+        size == known.get(axis, size) and not (axis == "s" and size < length)
+        for axis, size in zip(axes, shape, strict=True)
+    )
+
+
+def _known(batch: int, length: int, later: bool) -> dict[str, int]:
+    return {"b": batch, "p": length, "q": length - 1} | ({} if later else {"s": length})
 
 
 def _check_storable(name: str, tensor: Tensor) -> None:
