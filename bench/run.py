@@ -53,6 +53,8 @@ class Clock:
         kept = run()
         self.cpu.append(time.process_time() - cpu)
         self.wall.append(time.perf_counter() - wall)
+        if isinstance(kept, tempfile.TemporaryDirectory):
+            kept.cleanup()
         del kept
 
 
@@ -70,7 +72,8 @@ class Figure:
 
     def measure(self, rounds: int) -> None:
         """Both in turns, after one run of each that does not count."""
-        self.run(), self.base()
+        for run in (self.run, self.base):
+            Clock().time(run)
         for _ in range(rounds):
             self.clocks[1].time(self.base)
             self.clocks[0].time(self.run)
@@ -137,10 +140,11 @@ class Models:
         sites = {id(node.value) for node in graph.nodes if node.value is not None}
         return frozenset(i for i, tensor in enumerate(every.seen) if id(tensor) in sites)
 
-    def save(self) -> None:
+    def save(self) -> tempfile.TemporaryDirectory[str]:
         """All sites, on disk, hashed."""
-        with tempfile.TemporaryDirectory(prefix="twinlens-bench-") as folder:
-            self.record().save(Path(folder) / "recording")
+        folder = tempfile.TemporaryDirectory(prefix="twinlens-bench-")
+        self.record().save(Path(folder.name) / "recording")
+        return folder
 
     def compare(self, candidate: nn.Module) -> twinlens.Report:
         """Two live models."""

@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from twinlens.recording import shards
+from twinlens.errors import RecordingError
+from twinlens.recording import Recording, shards
+from twinlens.recording.hashes import HASHES, fastest
 from twinlens.recording.shards import write_shard
 
 MIXED = {
@@ -42,7 +44,8 @@ def test_each_tensor_starts_at_a_multiple_of_its_width(tmp_path: Path) -> None:
 def test_the_seal_is_that_of_the_file(tmp_path: Path) -> None:
     seal = write_shard(tmp_path / "s", {"x": torch.randn(700_000)})
     data = (tmp_path / "s").read_bytes()
-    assert (seal.bytes, seal.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert (seal.bytes, seal.digest) == (len(data), hashlib.new(fastest(), data).hexdigest())
+    assert seal.said() == {fastest(): seal.digest, "bytes": len(data)}
 
 
 def test_it_appears_only_when_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,3 +56,30 @@ def test_it_appears_only_when_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(shards.os, "fsync", not_there)
     write_shard(tmp_path / "s", MIXED)
     assert [f.name for f in tmp_path.iterdir()] == ["s"]
+
+
+@pytest.mark.parametrize("name", HASHES)
+def test_either_hash_is_read_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(shards, "fastest", lambda: name)
+    path = tmp_path / "r"
+    Recording.from_tensors({"hook_embed": torch.randn(1, 3, 4)}, torch.tensor([[1, 2, 3]])).save(path)
+    said = json.loads((path / "manifest.json").read_text())["shards"]
+    assert all(entry.keys() == {name, "bytes"} for entry in said.values())
+    assert Recording.load(path).calls[0].sites["hook_embed"].shape == (1, 3, 4)
+    [last] = sorted(path.glob("shard-*"))[-1:]
+    data = bytearray(last.read_bytes())
+    data[-1] ^= 1
+    last.write_bytes(data)
+    with pytest.raises(RecordingError, match="has the hash"):
+        _ = Recording.load(path).calls[0].sites["hook_embed"]
+
+
+def test_what_lies_in_one_memory_is_written_once(tmp_path: Path) -> None:
+    x = torch.randn(1, 300, 400)
+    sites = {"blocks.0.hook_resid_post": x, "blocks.1.hook_resid_pre": x, "hook_embed": x.clone()}
+    Recording.from_tensors(sites, torch.arange(300)[None]).save(tmp_path / "r")
+    size = sum(file.stat().st_size for file in (tmp_path / "r").iterdir())
+    assert 2 * x.nbytes < size < 2.2 * x.nbytes
+    read = Recording.load(tmp_path / "r").calls[0].sites
+    assert list(read) == list(sites)
+    assert all(torch.equal(read[name], x) for name in sites)

@@ -10,10 +10,10 @@ import os
 import secrets
 import shutil
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -132,9 +132,10 @@ class GrowingFolder:
     def _flush(self) -> None:
         for waiting in filter(None, (self._inputs, self._rest)):
             name = f"shard-{self._started:05d}.safetensors"
-            tensors = {item.key: item.tensor for item in waiting}
+            once = _once(waiting)
+            tensors = {item.key: item.tensor for item in once}
             job = self._hands.submit(write_shard, self._folder / name, tensors)
-            self._writing.append(_Writing(name, waiting, job))
+            self._writing.append(_Writing(name, once, job))
             self._started += 1
         self._inputs, self._rest, self._rest_bytes = [], [], 0
 
@@ -175,6 +176,16 @@ class GrowingFolder:
             old.rename(self.path)
             raise
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _once(waiting: Iterable[Waiting]) -> list[Waiting]:
+    """Tensors of one memory under one key: what leaves a layer is what enters the next."""
+    keys = dict[object, str]()
+    return [replace(item, key=keys.setdefault(_memory(item.tensor), item.key)) for item in waiting]
+
+
+def _memory(t: Tensor) -> object:
+    return t.data_ptr() or id(t), t.dtype, t.shape  # contiguous; a tensor of no entries has no memory
 
 
 def _entry(shard: str, item: Waiting) -> Entry:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twinlens.errors import RecordingError
+from twinlens.recording.hashes import HASHES
 from twinlens.recording.shards import Entry, Seal
 
 FORMAT = 1
@@ -64,7 +65,7 @@ class Manifest:
         return {
             "twinlens": {"format": FORMAT},
             **vars(self),
-            "shards": {name: vars(seal) for name, seal in self.shards.items()},
+            "shards": {name: seal.said() for name, seal in self.shards.items()},
             "calls": [{k: _all_said(entries) for k, entries in vars(c).items()} for c in calls],
             "weights": _all_said(self.weights),
         }
@@ -153,7 +154,8 @@ def _names(said: Any) -> list[str]:
 
 
 def _seal(said: Any) -> Seal:
-    return Seal(_a(str, said["sha256"]), _a(int, said["bytes"]))
+    hashed = next((name for name in HASHES if name in said), HASHES[0])
+    return Seal(hashed, _a(str, said[hashed]), _a(int, said["bytes"]))
 
 
 def _checkpoint(said: Any) -> dict[str, Any] | None:

@@ -8,7 +8,6 @@ tensor as a copy in `bytes`, and a hash would then read the whole file a second 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import os
 import sys
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from twinlens.errors import RecordingError
+from twinlens.recording.hashes import digest, fastest
 
 if TYPE_CHECKING:
     Tensors = Mapping[str, Tensor]
@@ -56,8 +56,14 @@ CHUNK = 1 << 20
 class Seal:
     """What a shard must be when it is read again."""
 
-    sha256: str
+    hash: str
+    """One of `HASHES`."""
+    digest: str
     bytes: int
+
+    def said(self) -> dict[str, str | int]:
+        """As a manifest says it: the digest under the name of its function."""
+        return {self.hash: self.digest, "bytes": self.bytes}
 
 
 @dataclass(frozen=True)
@@ -85,23 +91,16 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> Seal:
     chunks = list(_file_bytes(tensors))
     try:
         with ThreadPoolExecutor(1) as beside, unfinished.open("wb") as file:
-            digest = beside.submit(_sha256, chunks)
+            hashed = beside.submit(digest, fastest(), chunks)
             size = sum(file.write(chunk) for chunk in chunks)
             file.flush()
             os.fsync(file.fileno())
-            seal = Seal(digest.result(), size)
+            seal = Seal(fastest(), hashed.result(), size)
         unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
     return seal
-
-
-def _sha256(chunks: Iterable[bytes | memoryview]) -> str:
-    digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _file_bytes(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
@@ -192,9 +191,9 @@ class Shards:
             raise self._damaged(name, f"has {path.stat().st_size} bytes where the manifest says {expected}")
 
     def _check_hash(self, name: str) -> None:
-        expected = self._seals[name].sha256
+        expected = self._seals[name].digest
         with (self._folder / name).open("rb") as file:
-            found = _sha256(iter(lambda: file.read(CHUNK), b""))
+            found = digest(self._seals[name].hash, iter(lambda: file.read(CHUNK), b""))
         if found != expected:
             raise self._damaged(name, f"has the hash {found[:12]}… where the manifest says {expected[:12]}…")
 
