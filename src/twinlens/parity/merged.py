@@ -175,7 +175,17 @@ def stored(spec: Spec, weights: Weights) -> dict[str, torch.dtype]:
     def empty(name: str) -> Tensor:
         return torch.empty_like(weights(name), device="meta")
 
+    alike = dict[object, Tensor]()  # most layers do the same to tensors of the same kind
     with torch.no_grad():
-        written = evaluate(spec.steps, given, empty, keep=spec.sites)
+        for step in spec.steps:
+            inputs, own = [given[r] for r in step.reads], step.arguments(empty)
+            kind = (step.op, *map(_bare, inputs), *own, *map(_bare, own.values()))
+            if kind not in alike:
+                alike[kind] = step.op(*inputs, **own)
+            given[step.writes] = alike[kind]
     chosen = {step.writes for step in spec.steps if step.op.chooses}  # compared by scores
-    return {site: torch.float32 if site in chosen else x.dtype for site, x in written.items()}
+    return {s.writes: torch.float32 if s.writes in chosen else given[s.writes].dtype for s in spec.steps}
+
+
+def _bare(x: Tensor) -> tuple[torch.dtype, torch.Size]:
+    return x.dtype, x.shape
