@@ -10,10 +10,11 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 from twinlens.fields import kinds, to_smooth
-from twinlens.parity import hypotheses, weighing
+from twinlens.parity import hypotheses, structure, weighing
 from twinlens.parity.changes import Change, Feed, Leave, Rewire, SetField, Use, slot, twins
 from twinlens.parity.fit import Number, constants, numbers
 from twinlens.parity.numbers import Numbers
@@ -55,7 +56,13 @@ class Afar:
             *(use for use in weights if use.other in ("", use.name)),
         ]
         folded = tuple(use for uses in weighing.folded(self.merged, self.known) for use in uses)
-        return [*together(found, self.spec), *levelled(self.merged.steps), *([folded] if folded else [])]
+        return [
+            *together(found, self.spec),
+            *levelled(self.merged.steps),
+            *([folded] if folded else []),
+            *without(found, self.spec),
+            *structure.everywhere(self.merged, self.spec),
+        ]
 
     def run(self, start: Found) -> Found | None:
         """The mistakes that explain the step; `nearest` is what came near where none do."""
@@ -155,6 +162,26 @@ def beside(changes: Iterable[Change], spec: Spec) -> Iterator[Mistake]:
         what = type(spec.at[change.site].op).__name__ if isinstance(change, Leave) else _mistake(change, spec)
         found.setdefault((what, split(change.site)[0], split(change.site)[1].split(".")[0]), []).append(change)
     yield from (tuple(like) for like in found.values() if len(like) > 1)
+
+
+def without(changes: Iterable[Change], spec: Spec) -> Iterator[Mistake]:
+    """What several places of each layer go without: each two like parts or biases, those of one part of it, and all."""
+    kinds: dict[str, dict[str, list[Change]]] = {}
+    for change in changes:
+        if isinstance(change, Leave):
+            kind, site = type(spec.at[change.sites[-1]].op).__name__, change.sites[-1]
+        elif isinstance(change, Use) and change.tensor is None:
+            kind, site = change.argument, change.site
+        else:
+            continue
+        kinds.setdefault(kind, {}).setdefault(generic(site), []).append(change)
+    for places in kinds.values():
+        parts: dict[str, list[str]] = {}
+        for place, (first, *_) in places.items():
+            parts.setdefault(split(first.site)[1].split(".")[0], []).append(place)
+        some = [*combinations(places, 2), *map(tuple, parts.values()), tuple(places)]
+        for these in dict.fromkeys(s for s in some if len(s) > 1):
+            yield tuple(change for place in these for change in places[place])
 
 
 def unread(steps: Sequence[Step]) -> Iterator[SetField]:

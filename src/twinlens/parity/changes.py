@@ -284,4 +284,6 @@ def slot(change: Change) -> tuple[str, str, str]:
         name = change.name
     elif isinstance(change, Use):
         name = change.argument
+    elif isinstance(change, Rebuilt):
+        name = str(sites.split(change.enters)[0])  # a layer is put together in one way
     return (type(change).__name__, change.site, name)

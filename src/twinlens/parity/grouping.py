@@ -90,7 +90,7 @@ def group_orders(spec: Spec, examined: Mapping[str, Examination]) -> list[Order]
 
 
 def _cause(spec: Spec, change: Change, target: str, e: Examination, changed: Collection[Any]) -> Cause:
-    layer = sites.split(change.site)[0]
+    layer = sites.split(change.enters if isinstance(change, Rebuilt) else change.site)[0]
     reference, candidate = values(spec, change)
     name = e.names.get(slot(change), "")
     described = [f"= {name}"] if name else []

@@ -132,12 +132,13 @@ def streams(merged: Merged) -> Iterator[Rewire]:
 
     Where that is what a run shows between the two, attention is added together with the MLP.
     """
+    there = {*merged.sites, *(s.writes for s in merged.steps)}
     for step in merged.steps:
         layer, name = split(step.reads[0])
         if layer is None:
             continue
         before, attention = (block(layer, s) for s in ("hook_resid_pre", "hook_attn_out"))
-        if name == "hook_resid_mid" and len(step.reads) == 1 and before in merged.sites:
+        if name == "hook_resid_mid" and len(step.reads) == 1 and before in there:
             yield Rewire(step.writes, (before,), "parallel")
         if step.reads == (before, attention):
             yield Rewire(step.writes, (before,), "parallel")

@@ -8,6 +8,7 @@ sites whose own rows are other ones are computed anew, since a tensor may stand 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -33,6 +34,21 @@ def rebuilt(merged: Merged, spec: Spec) -> Iterator[Rebuilt]:
         if change is not None and change.steps not in seen:
             seen.add(change.steps)
             yield change
+
+
+def everywhere(merged: Merged, spec: Spec) -> Iterator[tuple[Rebuilt, ...]]:
+    """The same of all layers that lie in a merged step, where several do; then of each of them."""
+    alike = dict[Any, list[Rebuilt]]()
+    for layer in sorted({at for s in merged.steps if (at := split(s.writes)[0]) is not None}):
+        counted = Counter[Any]()
+        for other in otherwise(spec, layer, merged.sites):
+            change = other.at(merged.target, merged.steps, merged.sites, spec)
+            if change is not None:
+                what = change.kind, generic(change.enters)
+                counted[what] += 1
+                alike.setdefault((what, counted[what]), []).append(change)
+    yield from (tuple(changes) for changes in alike.values())
+    yield from ((c,) for changes in alike.values() if len(changes) > 1 for c in changes)
 
 
 def like(known: Iterable[Variant], merged: Merged, spec: Spec) -> Iterator[Variant]:
