@@ -53,16 +53,26 @@ class Afar:
         found = [
             *hypotheses.discrete(self.merged, self.spec, self.scorer.native),
             *unread(self.merged.steps),
-            *(use for use in weights if use.other in ("", use.name)),
+            *(use for use in weights if use.other in ("", use.name) or split(use.site)[0] is None),
         ]
         folded = tuple(use for uses in weighing.folded(self.merged, self.known) for use in uses)
         return [
             *together(found, self.spec),
             *levelled(self.merged.steps),
+            *hypotheses.as_beside(self.merged, self.spec),
             *([folded] if folded else []),
             *without(found, self.spec),
             *structure.everywhere(self.merged, self.spec),
+            *self._compounds(),
         ]
+
+    def _compounds(self) -> Iterator[Mistake]:
+        """Several changes that are one mistake by themselves, in all like steps."""
+        of_one = (hypotheses.exchanged, hypotheses.defaults)
+        yield from _in_all((c for each in of_one for c in each(self.merged)), self.spec)
+        for of_all in (hypotheses.everywhere, hypotheses.settings, hypotheses.stretched):
+            yield from of_all(self.merged)
+        yield from weighing.layers_exchanged(self.merged, self.spec, self.known)
 
     def run(self, start: Found) -> Found | None:
         """The mistakes that explain the step; `nearest` is what came near where none do."""
@@ -76,6 +86,8 @@ class Afar:
                 if (good := self._settled(sorted(singles, key=distance)[:_BEST])) is not None:
                     return good
             singles.sort(key=distance)
+            if not depth and (good := self._settled(self._on_top(start, singles))) is not None:
+                return good
             if not depth and (good := self._settled(self.numbers_of(start, LOCAL, numbers))) is not None:
                 return good  # one layer alone
             fitted = [] if depth else self._grid(start)
@@ -128,6 +140,12 @@ class Afar:
                 break
         return sorted(found, key=distance)
 
+    def _on_top(self, start: Found, singles: Sequence[Found]) -> list[Found]:
+        """A second mistake on top of one that says a part of it: cheaper than numbers from further off."""
+        if not singles or not singles[0].score.rms < _NEARER * start.score.rms:
+            return []
+        return [f for f in self._singles(singles[0])[:_BEST] if f.score.rms < singles[0].score.rms]
+
     def _settled(self, found: Sequence[Found]) -> Found | None:
         """The first that explains the step, each change at its own step, and none that is not needed."""
         for each in found:
@@ -140,7 +158,7 @@ class Afar:
 def together(changes: Iterable[Change], spec: Spec) -> Iterator[Mistake]:
     """Changes that are one mistake: alike in all like steps; and alike in those of one place in a layer."""
     everywhere: dict[tuple[Any, ...], list[Change]] = {}
-    for change in changes:
+    for change in dict.fromkeys(changes):
         everywhere.setdefault(_mistake(change, spec), []).append(change)
     yield from (tuple(like) for like in everywhere.values())
     for (kind, *what), like in everywhere.items():
@@ -153,6 +171,8 @@ def together(changes: Iterable[Change], spec: Spec) -> Iterator[Mistake]:
             places.setdefault(generic(change.site), []).append(change)
         if len(places) > 1 and not isinstance(like[0], Feed):
             yield from (tuple(some) for some in places.values())
+        if len(like) > 1 and isinstance(like[0], Leave):  # a part that one layer has not
+            yield from ((change,) for change in like)
 
 
 def beside(changes: Iterable[Change], spec: Spec) -> Iterator[Mistake]:
@@ -164,6 +184,14 @@ def beside(changes: Iterable[Change], spec: Spec) -> Iterator[Mistake]:
     yield from (tuple(like) for like in found.values() if len(like) > 1)
 
 
+def _in_all(mistakes: Iterable[Mistake], spec: Spec) -> Iterator[Mistake]:
+    """Mistakes of single steps, made in all like ones."""
+    alike: dict[tuple[Any, ...], list[Change]] = {}
+    for mistake in mistakes:
+        alike.setdefault(tuple(_mistake(c, spec) for c in mistake), []).extend(mistake)
+    yield from map(tuple, alike.values())
+
+
 def without(changes: Iterable[Change], spec: Spec) -> Iterator[Mistake]:
     """What several places of each layer go without: each two like parts or biases, those of one part of it, and all."""
     kinds: dict[str, dict[str, list[Change]]] = {}
@@ -171,7 +199,7 @@ def without(changes: Iterable[Change], spec: Spec) -> Iterator[Mistake]:
         if isinstance(change, Leave):
             kind, site = type(spec.at[change.sites[-1]].op).__name__, change.sites[-1]
         elif isinstance(change, Use) and change.tensor is None:
-            kind, site = change.argument, change.site
+            kind, site = "", change.site
         else:
             continue
         kinds.setdefault(kind, {}).setdefault(generic(site), []).append(change)

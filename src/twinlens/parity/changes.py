@@ -264,17 +264,20 @@ def is_precision(spec: Spec, change: Change) -> bool:
 
 
 def twins(steps: Iterable[Step], site: str, name: str) -> tuple[str, ...]:
-    """The steps among some that share a field with the step at `site`, in their order."""
+    """The steps among some that share a field with the step at `site`, in their order: of its layer, of its table."""
     steps = tuple(steps)
     at = {s.writes: s for s in steps}
     if not kind_of(at[site].op, name).tied:
         return (site,)
-    layer = sites.split(site)[0]
+    scope = _scope(site)
     return tuple(
-        s.writes
-        for s in steps
-        if sites.split(s.writes)[0] == layer and any(f == name and k.tied for f, k, _ in kinds(s.op))
+        s.writes for s in steps if _scope(s.writes) == scope and any(f == name and k.tied for f, k, _ in kinds(s.op))
     )
+
+
+def _scope(site: str) -> object:
+    layer = sites.split(site)[0]
+    return site.rpartition(".")[0] if layer is None else layer
 
 
 def slot(change: Change) -> tuple[str, str, str]:

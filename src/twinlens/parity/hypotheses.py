@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from itertools import combinations
+from itertools import combinations, groupby, permutations
 from typing import Any
 
 import torch
@@ -95,8 +95,42 @@ def exchanged(merged: Merged) -> Iterator[tuple[Change, ...]]:
                 yield SetField(tied, a, y), SetField(twins(merged.steps, step.writes, b), b, x)
 
 
+def as_beside(merged: Merged, spec: Spec) -> Iterator[tuple[SetField, ...]]:
+    """Tables as those beside them are, that other layers read: what tells them apart is read for both, or for neither.
+
+    Each parameter by itself, all, all but one; and each two tables in each other's place.
+    """
+    scopes: dict[str, dict[str, list[Step]]] = {}
+    for step in spec.steps:
+        if split(step.writes)[0] is None:
+            scopes.setdefault(type(step.op).__name__, {}).setdefault(step.writes.rpartition(".")[0], []).append(step)
+    here = {s.writes for s in merged.steps}
+    for tables in scopes.values():
+        made: dict[tuple[str, ...], list[tuple[SetField, ...]]] = {}
+        for steps, others in permutations(tables.values(), 2):
+            there = [s for s in steps if s.writes in here]
+            apart = _apart(merged, there[0], others[0]) if there else {}
+            some = dict.fromkeys([*((p,) for p in apart), tuple(apart), *combinations(apart, max(len(apart) - 1, 1))])
+            for parameters in some if apart else ():
+                made.setdefault(parameters, []).append(tuple(c for p in parameters for c in apart[p]))
+        for ways in made.values():
+            yield from ways
+            if len(ways) == 2:
+                yield (*ways[0], *ways[1])
+
+
+def _apart(merged: Merged, step: Step, other: Step) -> dict[str, list[SetField]]:
+    """By parameter, the fields in which a step is unlike another one, as that one has them."""
+    found, theirs = dict[str, list[SetField]](), {n: v for n, _, v in kinds(other.op)}
+    for name, kind, now in kinds(step.op):
+        if kind.name in ("number", "integer", "choice") and theirs[name] != now:
+            change = SetField(twins(merged.steps, step.writes, name), name, theirs[name])
+            found.setdefault(kind.parameter, []).append(change)
+    return found
+
+
 def settings(merged: Merged) -> Iterator[tuple[Change, ...]]:
-    """An integer that two kinds of operations read as one setting, smaller in both: the width of a rotation."""
+    """An integer that two kinds of operations read as one setting, another in both: the width of a rotation."""
     found: dict[str, dict[tuple[str, str], list[Step]]] = {}
     for step in merged.steps:
         for name, kind, now in kinds(step.op):
@@ -108,9 +142,13 @@ def settings(merged: Merged) -> Iterator[tuple[Change, ...]]:
             continue
         ((_, first), steps), *_ = places.items()
         kind, now = next((k, v) for n, k, v in kinds(steps[0].op) if n == first)
-        for value in (now // 2, now // 4, now - now // 4):
+        for value in (now // 2, now // 4, now - now // 4, now * 2, now * 4):
             if value > 0 and value % kind.multiple == 0:
-                yield tuple(SetField(tuple(s.writes for s in at), n, value) for (_, n), at in places.items())
+                yield tuple(
+                    SetField(tuple(s.writes for s in tied), n, value)
+                    for (_, n), at in places.items()
+                    for _, tied in groupby(at, lambda s: split(s.writes)[0])
+                )
 
 
 def _others(merged: Merged, step: Step, name: str, kind: Kind, now: Any) -> Iterator[SetField]:

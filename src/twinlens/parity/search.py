@@ -33,7 +33,7 @@ _DEPTH = 3
 PATIENCE = 150_000
 """Steps that one search runs at most: some twenty seconds where each takes no time to speak of. What explains a step
 is found in less."""
-FAR, HIDDEN = 500, 4000
+FAR, HIDDEN = 700, 4000
 """From far away each run is one of the whole model, and where steps are hidden one of them all: at most so many."""
 HASTE = 15_000
 """At a first look at each step: what another one shows may explain it at once."""
@@ -265,7 +265,7 @@ class Search:
         made: list[Hypothesis] = [changes for each in of_all for changes in each(self.merged)]
         if len(self.merged.steps) > 1:
             made += weighing.exchanged(self.merged, self.spec, self.known)
-            made += weighing.folded(self.merged, self.known)
+            made += [*weighing.folded(self.merged, self.known), *hypotheses.as_beside(self.merged, self.spec)]
             made += beside(hypotheses.discrete(self.merged, self.spec, self.scorer.native), self.spec)
         made += weighing.absent(self.merged, self.known)
         return made

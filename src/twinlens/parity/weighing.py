@@ -199,6 +199,27 @@ def exchanged(merged: Merged, spec: Spec, known: frozenset[str]) -> Iterator[tup
             yield tuple(Use(s.writes, a, merged.weights(o), name, _holds(o), o) for s, a, name, o in others)
 
 
+def layers_exchanged(merged: Merged, spec: Spec, known: frozenset[str]) -> Iterator[tuple[Use, ...]]:
+    """Each two layers with the weights of one another, where both lie in the step."""
+    slots: dict[int, list[tuple[Step, str, str, list[str]]]] = {}
+    for step in merged.steps:
+        layer = sites.split(step.writes)[0]
+        for argument, weight in step.weights:
+            if layer is not None and weight.name not in known:
+                slots.setdefault(layer, []).append((step, argument, weight.name, same_kind(spec, weight.name)))
+    for a, b in combinations(sorted(slots), 2):
+        names, others = ({name for _, _, name, _ in slots[at]} for at in (a, b))
+        pairs = [
+            (step, argument, name, other)
+            for at, theirs in ((a, others), (b, names))
+            for step, argument, name, alike in slots[at]
+            for other in alike
+            if other in theirs
+        ]
+        if len(pairs) == len(slots[a]) + len(slots[b]):
+            yield tuple(Use(s.writes, g, merged.weights(o), name, _holds(o), o) for s, g, name, o in pairs)
+
+
 def instead(merged: Merged, step: Step, argument: str, weight: Weight, view: Tensor) -> Use:
     """The checkpoint's tensor as it would be for a step to be given this."""
     stored = view.T if weight.transposed else view

@@ -83,7 +83,9 @@ def _(m: Model) -> None:
 )
 def _(m: Model) -> None:
     """The unembedding should be the embedding, and was left as it was initialised."""
-    m.lm_head.weight = nn.Parameter(torch.randn_like(m.lm_head.weight.float()).to(m.lm_head.weight.dtype) * 0.5)
+    draw = torch.Generator().manual_seed(11)  # not the embedding's own
+    made = torch.randn(m.lm_head.weight.shape, generator=draw) * 0.5
+    m.lm_head.weight = nn.Parameter(made.to(m.lm_head.weight.dtype))
 
 
 @exhibit(
