@@ -17,6 +17,16 @@ FROM_AFAR = [
     "causal-mask-missing",
     "kv-heads-tiled-for-repeated",
     "square-projection-transposed",
+    "qwen2-qkv-bias-dropped",
+    "gemma3-qk-norm-missing",
+    "neox-parallel-as-sequential",
+    "neox-two-norms-shared",
+    "olmo2-run-as-pre-norm",
+    "layer-that-does-not-rotate",
+    "partial-rotary-full-width",
+    "gemma3-local-global-base-swapped",
+    "layer-weights-swapped",
+    "untied-head-replaced-by-embedding",
 ]
 
 
@@ -38,6 +48,8 @@ FROM_THE_STREAM = [
     "olmo2-qknorm-per-head",
     "low-rank-kv-bias-dropped",
     "final-norm-folded-into-tied-embedding",
+    "gemma3-local-base-used-everywhere",
+    "gemma3-scaling-applied-to-local-layers",
 ]
 
 
@@ -53,6 +65,15 @@ def test_a_constant_per_token_accuses_nobody(level: str) -> None:
     report = compared(exhibit, level)[1]
     assert misses(exhibit, report) == []
     assert bool(report.gauges) == (level == "logits")  # of log-probabilities nothing is to be seen
+
+
+@pytest.mark.parametrize("name", ["q-scale-folded", "value-bias-folded-no-sinks"])
+def test_weights_folded_in_another_way_accuse_nobody(name: str) -> None:
+    """Seen from the tokens' own log-probabilities alone, of which each position has one."""
+    exhibit = named(name)
+    report = compared(exhibit, "logprobs")[1]
+    assert misses(exhibit, report) == []
+    assert report.verdict == "rounding"
 
 
 def test_what_is_wanted_is_missed_where_it_is_not_said() -> None:

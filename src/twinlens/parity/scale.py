@@ -20,6 +20,8 @@ _RUNS = 8
 """The same where it is what each step was seen to err, and is no more than that."""
 _CHOICES = 16
 """The same where experts are chosen on the way: a token that may go to another one does so in one run of many."""
+_FEW = 4
+"""A row of fewer entries says nothing of its own rounding: one entry in three hundred is more than three times off."""
 _LEAST = 0.3
 """Of u |x|: the root mean square of what a number loses that is stored, between 0.29 and 0.58 of it."""
 
@@ -77,8 +79,10 @@ class Scale:
     def ratio(self, error: Tensor, support: int) -> Ratio:
         """An error on these rows against the scales."""
         e = by_rows(self.merged.target, error, self.mask).square()
-        width = e.shape[-1]
-        return Ratio(_worst(e, self.wide[..., :width]), _worst(e, self.tight[..., :width]), support, self.is_measured)
+        wide, tight = (scale[..., : e.shape[-1]] for scale in (self.wide, self.tight))
+        carried = len(self.merged.steps) > 1 and e.shape[-1] < _FEW
+        over = _worst(e.mean(0, keepdim=True), wide.mean(0, keepdim=True)) if carried else _worst(e, wide)
+        return Ratio(over, _worst(e, tight), support, self.is_measured)
 
     def weights(self) -> Tensor:
         """1 / scale of each row of the target, for least squares.

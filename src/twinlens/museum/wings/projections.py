@@ -94,7 +94,7 @@ def _(m: Model) -> None:
     """Rows of the fused product stand by head in the checkpoint, and are read as thirds."""
     for a in attentions(m):
         for t in (a.query_key_value.weight, a.query_key_value.bias):
-            t.copy_(t.view(4, 3, 12, -1).transpose(0, 1).reshape(t.shape).clone())
+            t.copy_(t.view(3, 4, 12, -1).transpose(0, 1).reshape(t.shape).clone())
 
 
 @exhibit(
@@ -109,11 +109,9 @@ def _(m: Model) -> None:
         for t in (a.query_key_value.weight, a.query_key_value.bias):
             if t is None:
                 continue
-            groups = t.view(2, 4, 12, -1)
-            plain = torch.cat(
-                [groups[:, :2].reshape(48, -1), groups[:, 2].reshape(24, -1), groups[:, 3].reshape(24, -1)]
-            )
-            t.copy_(plain.reshape(t.shape).clone())
+            q, k, v = t.view(96, -1).split([48, 24, 24])
+            groups = torch.cat([q.view(2, 2, 12, -1), k.view(2, 1, 12, -1), v.view(2, 1, 12, -1)], dim=1)
+            t.copy_(groups.reshape(t.shape).clone())
 
 
 @exhibit(
