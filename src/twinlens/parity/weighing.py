@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from twinlens import sites
-from twinlens.ops import Add, Branch, Mix, Project, Rotate
+from twinlens.ops import Add, Branch, Mix, Project, Rotate, Unembed
 from twinlens.parity.changes import APART, ROUNDED, Use
 from twinlens.parity.merged import Merged
 from twinlens.parity.oracle import LARGE
@@ -136,6 +136,9 @@ def unseen(merged: Merged, spec: Spec, own: dict[str, Tensor], known: frozenset[
                 for same, words in ((torch.ones_like(tensor), "all ones"), (torch.zeros_like(tensor), "all zeros")):
                     if not torch.equal(same, tensor):
                         yield Use(step.writes, argument, same, weight.name, words, weight.name)
+            if argument == "W" and isinstance(step.op, Unembed):
+                view = weight.view(tensor)
+                yield instead(merged, step, argument, weight, view - view.mean(0))  # centred, as for a gauge
             if tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]:
                 yield Use(step.writes, argument, tensor.T, weight.name, "transposed", weight.name)
             for other in (*same_kind(spec, weight.name), *_outside(spec, step)):
@@ -170,23 +173,36 @@ def swapped(merged: Merged, known: frozenset[str]) -> Iterator[tuple[Use, ...]]:
 
 
 def pairs(merged: Merged) -> Iterator[tuple[Use, ...]]:
-    """Rows of queries and keys in the order of the other rotary layout, as converters between checkpoints put them."""
+    """Rows of queries and keys in the order of the other rotary layout, as converters between checkpoints put them: of
+    both; and of one, counted in its own heads or in the other's.
+    """
     turned = {s.reads[0] for s in merged.steps if isinstance(s.op, Rotate)}
-    products = [s for s in merged.steps if s.writes in turned and isinstance(s.op, Project) and s.op.heads]
-    for words in ("half to interleaved", "interleaved to half"):
-        made = list[Use]()
-        for step in products:
-            assert isinstance(step.op, Project)
-            for argument, weight in step.weights:
-                w = merged.weights(weight.name)
-                by_head = weight.view(w).unflatten(0, (step.op.heads, -1))
-                width = by_head.shape[1]
-                split = (2, width // 2) if words.startswith("half") else (width // 2, 2)
-                rows = by_head.unflatten(1, split).transpose(1, 2).flatten(0, 2)
-                stored = rows.T if weight.transposed else rows
-                made.append(Use(step.writes, argument, stored, weight.name, f"rows permuted, {words}", weight.name))
-        if made:
-            yield tuple(made)
+    products = {s: s.op.heads for s in merged.steps if s.writes in turned and isinstance(s.op, Project) and s.op.heads}
+    for words in _LAYOUTS:
+        if products:
+            yield tuple(u for step, heads in products.items() for u in _reordered(merged, step, heads, words))
+    for place in dict.fromkeys(sites.generic(s.writes) for s in products):
+        here = [s for s in products if sites.generic(s.writes) == place]
+        for heads, words in product(dict.fromkeys(products.values()), _LAYOUTS):
+            made = tuple(u for step in here for u in _reordered(merged, step, heads, words))
+            if made:
+                yield made
+
+
+_LAYOUTS = "half to interleaved", "interleaved to half"
+
+
+def _reordered(merged: Merged, step: Step, heads: int, words: str) -> Iterator[Use]:
+    """The step's weights with the rows of each of so many heads in another order."""
+    for argument, weight in step.weights:
+        view = weight.view(merged.weights(weight.name))
+        if len(view) % (2 * heads):
+            return
+        half = len(view) // heads // 2
+        by_head = view.unflatten(0, (heads, *((2, half) if words == _LAYOUTS[0] else (half, 2))))
+        rows = by_head.transpose(1, 2).flatten(0, 2)
+        stored = rows.T if weight.transposed else rows
+        yield Use(step.writes, argument, stored, weight.name, f"rows permuted, {words}", weight.name)
 
 
 def exchanged(merged: Merged, spec: Spec, known: frozenset[str]) -> Iterator[tuple[Use, ...]]:
