@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from twinlens.capture.functions import function, own_function
+from twinlens.capture.functions import TORCH, function, own_function
 from twinlens.capture.memory import signature, written_by
 
 SHAPE: Any = Tensor.shape
@@ -25,7 +25,14 @@ def test_in_the_place_of_a_python_function_may_stand_anything() -> None:
     def softmax(x: Tensor) -> Tensor:
         return x.softmax(-1)
 
+    def elsewhere(name: str) -> Any:
+        made: dict[str, Any] = {}
+        exec(compile("def softmax(x): return x", name, "exec"), made)
+        return made["softmax"]
+
     assert own_function(softmax) is None
+    assert own_function(elsewhere(f"{TORCH}nn/functional.py")) is not None
+    assert own_function(elsewhere(f"{TORCH[:-1]}tune/functional.py")) is None
     assert own_function(object()) is None
 
 

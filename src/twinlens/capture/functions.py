@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import Any
 
 import torch
 
-TORCH = str(Path(torch.__file__).parent)
-"""Where torch's own code lies."""
+TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+"""Where torch's own code lies, and not that of packages whose names begin alike."""
 
 FACTORIES = frozenset(
     f"{kind}{form}" for kind in ("ones", "zeros", "empty", "full", "rand", "randn") for form in ("_like",)
@@ -75,11 +76,11 @@ def own_function(func: Any) -> Function | None:
     kind = type(func)
     if kind in _OF_C:
         key: Hashable = func
-    elif kind is FunctionType:
+    elif kind is FunctionType and func.__code__.co_filename.startswith(TORCH):  # equal code may lie elsewhere
         key = func.__code__, func.__name__
     else:
         return None
     known = _known.get(key)
-    if known is None and (kind in _OF_C or func.__code__.co_filename.startswith(TORCH)):
+    if known is None:
         known = _known[key] = function(func)
     return known

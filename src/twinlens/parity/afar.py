@@ -171,7 +171,7 @@ def together(changes: Iterable[Change], spec: Spec) -> Iterator[Mistake]:
             places.setdefault(generic(change.site), []).append(change)
         if len(places) > 1 and not isinstance(like[0], Feed):
             yield from (tuple(some) for some in places.values())
-        if len(like) > 1 and isinstance(like[0], Leave):  # a part that one layer has not
+        if 1 < len(like) <= structure.FEW_LAYERS and isinstance(like[0], Leave):  # a part that one layer has not
             yield from ((change,) for change in like)
 
 

@@ -36,8 +36,12 @@ def rebuilt(merged: Merged, spec: Spec) -> Iterator[Rebuilt]:
             yield change
 
 
+FEW_LAYERS = 8
+"""Of so many each is tried by itself too, where all lie in one step: of more that would cost more than all the rest."""
+
+
 def everywhere(merged: Merged, spec: Spec) -> Iterator[tuple[Rebuilt, ...]]:
-    """The same of all layers that lie in a merged step, where several do; then of each of them."""
+    """The same of all layers that lie in a merged step, where several do; then, of a few, of each of them."""
     alike = dict[Any, list[Rebuilt]]()
     for layer in sorted({at for s in merged.steps if (at := split(s.writes)[0]) is not None}):
         counted = Counter[Any]()
@@ -48,7 +52,7 @@ def everywhere(merged: Merged, spec: Spec) -> Iterator[tuple[Rebuilt, ...]]:
                 counted[what] += 1
                 alike.setdefault((what, counted[what]), []).append(change)
     yield from (tuple(changes) for changes in alike.values())
-    yield from ((c,) for changes in alike.values() if len(changes) > 1 for c in changes)
+    yield from ((c,) for changes in alike.values() if 1 < len(changes) <= FEW_LAYERS for c in changes)
 
 
 def like(known: Iterable[Variant], merged: Merged, spec: Spec) -> Iterator[Variant]:
