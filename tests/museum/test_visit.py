@@ -17,6 +17,17 @@ FROM_AFAR = [
     "causal-mask-missing",
     "kv-heads-tiled-for-repeated",
     "square-projection-transposed",
+]
+
+
+@pytest.mark.sliced
+@pytest.mark.parametrize("level", ["logits", "logprobs"])
+@pytest.mark.parametrize("name", FROM_AFAR)
+def test_what_all_layers_have_is_named_from_logits(name: str, level: str) -> None:
+    assert misses(named(name), compared(named(name), level)[1]) == []
+
+
+IN_ALL_LAYERS = [
     "qwen2-qkv-bias-dropped",
     "gemma3-qk-norm-missing",
     "neox-parallel-as-sequential",
@@ -31,10 +42,9 @@ FROM_AFAR = [
 
 
 @pytest.mark.sliced
-@pytest.mark.parametrize("level", ["logits", "logprobs"])
-@pytest.mark.parametrize("name", FROM_AFAR)
-def test_what_all_layers_have_is_named_from_logits(name: str, level: str) -> None:
-    assert misses(named(name), compared(named(name), level)[1]) == []
+@pytest.mark.parametrize("name", IN_ALL_LAYERS)
+def test_what_several_places_of_all_layers_lack_or_have_otherwise_is_named_from_logits(name: str) -> None:
+    assert misses(named(name), compared(named(name), "logits")[1]) == []
 
 
 FROM_THE_STREAM = [
@@ -67,10 +77,9 @@ def test_a_constant_per_token_accuses_nobody(level: str) -> None:
     assert bool(report.gauges) == (level == "logits")  # of log-probabilities nothing is to be seen
 
 
-@pytest.mark.parametrize("name", ["q-scale-folded", "value-bias-folded-no-sinks"])
-def test_weights_folded_in_another_way_accuse_nobody(name: str) -> None:
+def test_biases_folded_in_another_way_accuse_nobody() -> None:
     """Seen from the tokens' own log-probabilities alone, of which each position has one."""
-    exhibit = named(name)
+    exhibit = named("value-bias-folded-no-sinks")
     report = compared(exhibit, "logprobs")[1]
     assert misses(exhibit, report) == []
     assert report.verdict == "rounding"
