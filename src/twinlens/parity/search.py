@@ -33,7 +33,7 @@ _DEPTH = 3
 PATIENCE = 150_000
 """Steps that one search runs at most: some twenty seconds where each takes no time to speak of. What explains a step
 is found in less."""
-FAR, HIDDEN = 700, 4000
+FAR, HIDDEN = 1000, 4000
 """From far away each run is one of the whole model, and where steps are hidden one of them all: at most so many."""
 HASTE = 15_000
 """At a first look at each step: what another one shows may explain it at once."""
