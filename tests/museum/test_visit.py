@@ -40,13 +40,6 @@ IN_ALL_LAYERS = [
     "untied-head-replaced-by-embedding",
 ]
 
-
-@pytest.mark.sliced
-@pytest.mark.parametrize("name", IN_ALL_LAYERS)
-def test_what_several_places_of_all_layers_lack_or_have_otherwise_is_named_from_logits(name: str) -> None:
-    assert misses(named(name), compared(named(name), "logits")[1]) == []
-
-
 FROM_THE_STREAM = [
     "softcap-applied-after-mask",
     "gpt-oss-value-bias-folded-with-sinks",
@@ -64,9 +57,12 @@ FROM_THE_STREAM = [
 
 
 @pytest.mark.sliced
-@pytest.mark.parametrize("name", FROM_THE_STREAM)
-def test_what_lies_between_sites_of_the_stream_is_named(name: str) -> None:
-    assert misses(named(name), compared(named(name), "residual")[1]) == []
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [*((name, "logits") for name in IN_ALL_LAYERS), *((name, "residual") for name in FROM_THE_STREAM)],
+)
+def test_what_is_hidden_between_sites_is_named(name: str, level: str) -> None:
+    assert misses(named(name), compared(named(name), level)[1]) == []
 
 
 @pytest.mark.parametrize("level", ["logits", "logprobs"])
