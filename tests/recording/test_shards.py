@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from twinlens.errors import RecordingError
-from twinlens.recording import Recording, shards
+from twinlens.recording import Recording, hashes, shards
 from twinlens.recording.hashes import HASHES, fastest
 from twinlens.recording.shards import write_shard
 
@@ -72,6 +75,22 @@ def test_either_hash_is_read_and_checked(tmp_path: Path, monkeypatch: pytest.Mon
     last.write_bytes(data)
     with pytest.raises(RecordingError, match="has the hash"):
         _ = Recording.load(path).calls[0].sites["hook_embed"]
+
+
+def test_a_seal_names_the_hash_that_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "fastest", itertools.cycle(HASHES).__next__)
+    seal = write_shard(tmp_path / "s", {"a": torch.ones(3)})
+    assert seal.digest == hashlib.new(seal.hash, (tmp_path / "s").read_bytes()).hexdigest()
+
+
+def test_hands_that_ask_at_once_are_told_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes._seen.cache_clear()
+    # Each that saw for itself would see another one fastest.
+    later = itertools.cycle(HASHES)
+    monkeypatch.setattr(hashes, "min", lambda *_, **__: (time.sleep(0.01), next(later))[1], raising=False)
+    with ThreadPoolExecutor(4) as hands:
+        assert len(set(hands.map(lambda _: hashes.fastest(), range(4)))) == 1
+    hashes._seen.cache_clear()
 
 
 def test_what_lies_in_one_memory_is_written_once(tmp_path: Path) -> None:

@@ -89,13 +89,14 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> Seal:
     """
     unfinished = path.with_name(path.name + ".tmp")
     chunks = list(_file_bytes(tensors))
+    name = fastest()
     try:
         with ThreadPoolExecutor(1) as beside, unfinished.open("wb") as file:
-            hashed = beside.submit(digest, fastest(), chunks)
+            hashed = beside.submit(digest, name, chunks)
             size = sum(file.write(chunk) for chunk in chunks)
             file.flush()
             os.fsync(file.fileno())
-            seal = Seal(fastest(), hashed.result(), size)
+            seal = Seal(name, hashed.result(), size)
         unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
