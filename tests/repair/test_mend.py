@@ -215,3 +215,11 @@ def test_layers_whose_norms_stand_elsewhere_are_mended_as_a_whole() -> None:
     assert torch.equal(candidate(tokens).logits, named("olmo2-run-as-pre-norm").reference()(tokens).logits)
     with pytest.raises(CaptureError, match="use_cache=False"):
         candidate(tokens[:, :1], past_key_values=kept)
+
+
+@pytest.mark.parametrize("name", ["neox-two-norms-shared", "easylm-theta-never-passed", "llama-in-parallel"])
+def test_what_was_told_from_logits_is_mended_where_it_is(name: str) -> None:
+    """The recording showed logits alone; the model that is to be mended shows all."""
+    candidate, report = compared(named(name), "logits")
+    after = report.fix(candidate)
+    assert (after.verdict, after.causes) == ("identical", [])

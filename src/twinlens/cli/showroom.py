@@ -21,7 +21,7 @@ def show_all(wing: str | None) -> int:
         raise InputError(f"the museum has no wing {wing!r}; it has {', '.join(room.name for room in rooms())}.")
     for room in shown:
         rows = tuple((e.name, e.family, _parameters(e), e.source) for e in room)
-        heads = ("exhibit", "family", "parameter", "reported")
+        heads = ("exhibit", "family", "at fault", "reported")  # long words, which may be broken as names may not
         print(f"\n{room.name}\n{terminal.table_text(table.Table(room.name, heads, rows))}")
     count = sum(len(room) for room in shown)
     print(f"\n{count} exhibits. twinlens museum show NAME tells of one, twinlens museum run NAME compares it.")

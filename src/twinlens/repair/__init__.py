@@ -43,12 +43,14 @@ def fix(report: Report, candidate: object = None, *, order: bool = False, progre
     if report.lengths is not None:
         return _of_calls(report, candidate, order=order, progress=progress)
     side = report.sides[1] if candidate is None else subject(candidate, getattr(report.sides[1], "call", None))
-    these = wanted(report, order=order)
     words = list[str]()
     if isinstance(side, Elsewhere):
-        side = replace(side, mend=_job(report.judge, these))
+        near = _from_near(report, side, progress)
+        assert near.judge is not None
+        side = replace(side, mend=_job(near.judge, wanted(near, order=order)))
     elif isinstance(side, Live):
-        words = _mended(report, side, these).words
+        near = _from_near(report, side, progress)
+        words = _mended(near, side, wanted(near, order=order)).words
     else:
         raise _no_live_model(side)
     again = run(
@@ -64,13 +66,23 @@ def fix(report: Report, candidate: object = None, *, order: bool = False, progre
     return again
 
 
-def _whole(report: Report, side: Subject, progress: Progress = silent) -> Report:
+def _whole(report: Report, side: Subject, progress: Progress = silent, sites: str | None = None) -> Report:
     """The same comparison in one call: what is mended there holds for calls with a cache, too."""
     from twinlens.comparison import run
 
     assert report.sides is not None and report.declared is not None and report.tokens is not None
-    sides = report.sides[0], side
-    return run(sides, report.declared, report.tokens, report.mask, progress, sites=report.level)
+    both = report.sides[0], side
+    return run(both, report.declared, report.tokens, report.mask, progress, sites=sites or report.level)
+
+
+def _from_near(report: Report, side: Subject, progress: Progress = silent) -> Report:
+    """The comparison with all that a candidate shows that can be run: what was told from afar is mended where it is."""
+    from twinlens.subjects import Recorded
+
+    assert report.sides is not None and report.declared is not None and report.judge is not None
+    shown = report.judge.second.first.sites if isinstance(report.sides[1], Recorded) else report.declared.spec.at
+    near = report.level == "all" and report.declared.spec.at.keys() <= shown.keys()
+    return report if near else _whole(report, side, progress, sites="all")
 
 
 def _of_calls(report: Report, candidate: object, *, order: bool, progress: Progress) -> Report:
@@ -148,11 +160,12 @@ def patch(report: Report, *, order: bool = False) -> str:
         if report.lengths is not None:
             done = _mended_in_calls(report, side, order=order, progress=silent)
         else:
-            done = _mended(report, side, wanted(report, order=order))
+            near = _from_near(report, side)
+            done = _mended(near, side, wanted(near, order=order))
         done.take_back()
         return done.patch
     if isinstance(side, Elsewhere):  # it is built anew for every run, so there is nothing to take back
-        report = report if report.lengths is None else _whole(report, side)
+        report = _from_near(report, side) if report.lengths is None else _whole(report, side)
         assert report.judge is not None and report.declared is not None and report.tokens is not None
         tried = replace(side, mend=_job(report.judge, wanted(report, order=order)))
         tried.record(report.declared, report.tokens, report.mask, say_nothing)
