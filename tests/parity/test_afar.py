@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+import torch
+from torch import Tensor
+
 import twinlens
-from twinlens.museum.tiny import ALL, tiny_gemma2, tiny_gpt2, tiny_llama
+from twinlens.inputs import given
+from twinlens.museum import named
+from twinlens.museum.tiny import ALL, random_tokens, tiny_gemma2, tiny_gpt2, tiny_llama
+from twinlens.museum.visit import compared, misses
 from twinlens.parity.afar import levelled, together, unread, without
-from twinlens.parity.changes import Leave, SetField
+from twinlens.parity.changes import Feed, Leave, SetField, Variant
 from twinlens.parity.hypotheses import as_beside
+from twinlens.parity.merged import merge
+from twinlens.parity.meter import Meter
+from twinlens.parity.score import Scorer
 from twinlens.spec import Spec
 
 
@@ -75,3 +86,29 @@ def test_a_table_may_be_as_the_one_beside_it_is() -> None:
     assert {(*there, tables["rotary"].base)} in made
     assert {(*here, tables["rotary.local"].base), (*there, tables["rotary"].base)} in made
     assert all(set(c.sites) <= {f"{c.site[:-3]}cos", f"{c.site[:-3]}sin"} for change in found for c in change)
+
+
+@pytest.mark.parametrize("name", ["silu-gelu-confusion", "causal-mask-missing", "gemma2-window-dropped"])
+def test_a_mistake_is_found_for_some_forwards(name: str) -> None:
+    """The first positions tell one from another; and where they show nothing of it, all of them do."""
+    _, report = compared(named(name), "logits")
+    assert misses(named(name), report) == []
+    assert report.diagnosis_cost <= 80
+
+
+@pytest.mark.parametrize("build", [tiny_gpt2, tiny_gemma2])
+def test_the_first_positions_look_at_no_later_ones(build: Callable[[], Any]) -> None:
+    model: Any = twinlens.load(build())
+    tokens = random_tokens(build(), 2, 40)
+    sites = {**given(tokens), "logits": model(tokens)}
+    (whole,) = merge(model.spec, sites, model.weight, Meter(1.0))
+    head, variant = whole.head(10), Variant((fed(tokens),))
+    assert head.value.shape[1] == 10
+    assert Scorer(head, model.spec).base.ratio.is_close
+    assert not Scorer(head, model.spec).score(variant).ratio.is_close
+    assert torch.allclose(head.stepwise(variant), whole.stepwise(variant)[:, :10], rtol=0, atol=1e-3)
+
+
+def fed(tokens: Tensor) -> Feed:
+    """Other ids, of all positions."""
+    return Feed("hook_embed", "tokens", (tokens + 1) % 90, "other")

@@ -15,10 +15,10 @@ from typing import Any
 
 from twinlens.fields import kinds, to_smooth
 from twinlens.parity import hypotheses, structure, weighing
-from twinlens.parity.changes import Change, Feed, Leave, Rewire, SetField, Use, slot, twins
+from twinlens.parity.changes import Change, Feed, Leave, Rewire, SetField, Use, Variant, slot, twins
 from twinlens.parity.fit import Number, constants, numbers
 from twinlens.parity.numbers import Numbers
-from twinlens.parity.score import Found, apart, distance
+from twinlens.parity.score import Found, Scorer, apart, distance
 from twinlens.sites import any_layer, generic, split
 from twinlens.spec import Spec, Step
 
@@ -30,6 +30,10 @@ LOCAL = 0.5
 """A number that by its derivative leaves less than this part is tried before anything else."""
 _GRID = (0.25, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 4.0, 10.0)
 """Factors of a number's own value."""
+_PART, _SHORTEST = 4, 8
+"""The first quarter of the positions is looked at first, where it is as many."""
+_NEAR = 6
+"""Mistakes that are tried on all positions because they are nearest on the first."""
 _STATES = 2
 """Discrete ones on top of which others are tried."""
 _NEARER = 0.8
@@ -82,6 +86,8 @@ class Afar:
         for depth in range(_DEPTH):
             singles = list[Found]()
             for state in states:
+                if (good := self._settled(self._likely(state))) is not None:
+                    return good
                 singles += self._singles(state)
                 if (good := self._settled(sorted(singles, key=distance)[:_BEST])) is not None:
                     return good
@@ -110,16 +116,20 @@ class Afar:
         self, state: Found, most: float = math.inf, of: Callable[[Iterable[Step]], list[Number]] = constants
     ) -> list[Found]:
         """One number more, wherever it stands alike, if by derivative it would leave no more than this part."""
-        free = self.numbers.free(of, state.variant)
+        if most < 1.0 and self._head is not None:
+            free = Numbers(self._head, self.numbers.seen, self.numbers.fixed).promising(of, state.variant, most)
+        else:
+            free = self.numbers.free(of, state.variant)
         step = self.numbers.next_number(self.numbers.fit(state.variant), [], free, state, most) if free else None
         return [step[1]] if step is not None else []
 
     def _grid(self, state: Found) -> list[Found]:
         """Numbers fitted from further off: the function may jump on the way, as where experts are chosen, or turn."""
         tried = list[tuple[tuple[int, float], Number, float]]()
+        scorer = self._head or self.scorer
         for n in self.numbers.free(constants, state.variant):
             for value in (n.value * f for f in _GRID) if n.value else ():
-                score = self.scorer.score(state.variant + (n.change(value),))
+                score = scorer.score(state.variant + (n.change(value),))
                 tried.append(((score.support, score.rms), n, value))
         fit, found = self.numbers.fit(state.variant), list[Found]()
         for _, n, value in sorted(tried, key=lambda t: t[0])[:_BEST]:
@@ -127,16 +137,41 @@ class Afar:
             found += [near] if near is not None else []
         return found
 
+    @cached_property
+    def _head(self) -> Scorer | None:
+        """The first positions, where they are few and the candidate is apart there: a part of the cost of all."""
+        length = self.merged.sites["tokens"].shape[1] // _PART
+        head = Scorer(self.merged.head(length), self.spec) if length >= _SHORTEST else None
+        return None if head is None or head.base.ratio.is_rounding else head
+
+    def _likely(self, state: Found) -> list[Found]:
+        """The mistakes that bring the first positions nearest, on all of them."""
+        if self._head is None:
+            return []
+        base, near = self._head.score(state.variant), list[tuple[tuple[int, float], Variant]]()
+        for variant in self._variants(state):
+            score = self._head.score(variant)
+            if not score < base:
+                continue
+            if score.ratio.is_close and (found := self._scored(variant, state)).score.ratio.is_close:
+                return [found]
+            near.append(((score.support, score.rms), variant))
+        return sorted((self._scored(v, state) for _, v in sorted(near, key=lambda t: t[0])[:_NEAR]), key=distance)
+
+    def _variants(self, state: Found) -> Iterator[Variant]:
+        taken = {slot(c) for c in state.variant.changes}
+        return (state.variant + m for m in self.mistakes if not taken.intersection(map(slot, m)))
+
+    def _scored(self, variant: Variant, state: Found) -> Found:
+        found = Found(variant, self.scorer.score(variant), dict(state.intervals), dict(state.names))
+        self.numbers.keep(found)
+        return found
+
     def _singles(self, state: Found) -> list[Found]:
         found = list[Found]()
-        taken = {slot(c) for c in state.variant.changes}
-        for mistake in self.mistakes:
-            if taken.intersection(map(slot, mistake)):
-                continue
-            variant = state.variant + mistake
-            found.append(Found(variant, self.scorer.score(variant), dict(state.intervals), dict(state.names)))
-            self.numbers.keep(found[-1])
-            if found[-1].score.support == 0 and found[-1].score.ratio.is_close:
+        for variant in self._variants(state):
+            found.append(self._scored(variant, state))
+            if found[-1].score.ratio.is_close:
                 break
         return sorted(found, key=distance)
 
@@ -149,7 +184,7 @@ class Afar:
     def _settled(self, found: Sequence[Found]) -> Found | None:
         """The first that explains the step, each change at its own step, and none that is not needed."""
         for each in found:
-            judged = Found(each.variant, self.scorer.judged(each.variant), each.intervals, each.names)
+            judged = dataclasses.replace(each, score=self.scorer.tried(each.variant, each.score))
             if self.scorer.is_explained(judged.score):
                 return self.scorer.pruned(apart(judged, self.merged.steps))
         return None

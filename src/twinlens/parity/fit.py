@@ -167,6 +167,20 @@ class Fit:
         assert out is not None
         return self.residual(out), torch.stack(found, dim=1)
 
+    def promises(self, chosen: Sequence[Number], free: Sequence[Number]) -> tuple[list[tuple[float, Number]], float]:
+        """What each free number, beside those chosen, would leave of the error by its derivative; and all of it."""
+        at = torch.tensor([n.start for n in (*chosen, *free)], dtype=torch.float64)
+        r, J = self.columns((*chosen, *free), at)
+        promise: list[tuple[float, Number]] = []
+        for i, n in enumerate(free):
+            columns = J[:, [*range(len(chosen)), len(chosen) + i]]
+            if not bool(columns[:, -1].any()):
+                continue
+            small = columns.numel() < 4e6
+            by = torch.linalg.pinv(columns) @ r if small else _lstsq(columns, r)
+            promise.append((float((r - columns @ by).norm()), n))
+        return promise, float(r.norm())
+
     def run(self, chosen: Sequence[Number], start: Sequence[float] | None = None) -> Fitted:
         """Gauss-Newton with step halving, from the numbers' own values or from `start`."""
         at = torch.tensor([n.start for n in chosen] if start is None else list(start), dtype=torch.float64)
@@ -240,6 +254,10 @@ def solve(J: Tensor, r: Tensor) -> Tensor:
     if not bool(torch.isfinite(square).all() and torch.isfinite(right).all()):
         return torch.zeros_like(right)
     return torch.linalg.lstsq(square + 1e-14 * torch.eye(len(square), dtype=A.dtype), right).solution / length.cpu()
+
+
+def _lstsq(A: Tensor, b: Tensor) -> Tensor:
+    return torch.linalg.lstsq(A.T @ A, A.T @ b).solution
 
 
 def _finite(x: Tensor) -> Tensor:

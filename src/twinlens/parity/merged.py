@@ -15,7 +15,7 @@ from twinlens.parity.changes import Variant
 from twinlens.parity.meter import Meter
 from twinlens.parity.oracle import Oracle, double
 from twinlens.parity.rows import Noise, Rows
-from twinlens.sites import ASKED, INPUTS, by_slot, is_input, split
+from twinlens.sites import ASKED, INPUTS, axes, by_slot, is_input, split
 from twinlens.spec import Spec, Step, Weights, evaluate, units
 
 
@@ -37,6 +37,13 @@ class Merged:
     """What the declared model stores at each site."""
     declared: Spec
     """What the reference is said to be, where it computes otherwise."""
+    share: float = 1.0
+    """Of the run's positions, those that are there (`head`)."""
+
+    def head(self, length: int) -> Merged:
+        """The same on the first positions, which look at no later ones."""
+        sites = {site: _first(site, x, length) for site, x in self.sites.items()}
+        return dataclasses.replace(self, sites=sites, share=length / self.sites["tokens"].shape[1])
 
     @cached_property
     def value(self) -> Tensor:
@@ -95,10 +102,18 @@ class Merged:
         return self._run(steps, variant, keep=[s.writes for s in steps])
 
     def _run(self, steps: Sequence[Step], variant: Variant, keep: Sequence[str] = ()) -> dict[str, Tensor]:
-        self.meter.add(steps, 1.0, self.weights)
-        inputs, weights = variant.inputs(self._narrowed), variant.weights(self.weights)
+        self.meter.add(steps, 1.0, self.weights, self.share)
+        inputs, weights = self.given(variant), variant.weights(self.weights)
         with torch.no_grad():
             return replayed(steps, inputs, weights, self.dtypes, keep)
+
+    def given(self, variant: Variant) -> Mapping[str, Tensor]:
+        """What the steps read of the run, and what a variant feeds instead."""
+        found = variant.inputs(self._narrowed)
+        if self.share == 1.0 or found is self._narrowed:
+            return found
+        length = self.sites["tokens"].shape[1]
+        return {k: x if k in self.sites else _first(k.removeprefix("candidate:"), x, length) for k, x in found.items()}
 
     def precision(self, step: Step, value: torch.dtype | None) -> torch.dtype:
         """What a precision field says: None is what the declared step reads."""
@@ -132,6 +147,12 @@ def replayed(
         return evaluate(steps, inputs, weights, keep=keep)
     except RuntimeError:
         return evaluate(steps, {k: _as_stored(k, v, dtypes) for k, v in inputs.items()}, weights, keep=keep)
+
+
+def _first(site: str, x: Tensor, length: int) -> Tensor:
+    for axis, name in enumerate(axes(site)):
+        x = x.narrow(axis, 0, length) if name in ("p", "s") else x
+    return x
 
 
 def _as_stored(site: str, x: Tensor, dtypes: Mapping[str, torch.dtype]) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import combinations
 
 import torch
-from torch import Tensor
 
 from twinlens.parity.changes import Change, Leave, SetField, Use, Variant, slot
 from twinlens.parity.closed_form import closed_form
@@ -78,7 +77,7 @@ class Numbers:
             return None
         found = apart(step[1], steps)
         for change in found.variant.changes:  # at one place alone it is the same with less
-            score = self.scorer.judged(start.variant + (change,))
+            score = self.scorer.tried(start.variant + (change,))
             if self.scorer.is_explained(score) and score.rms <= REDUNDANT * found.score.rms:
                 return None
         return found
@@ -170,20 +169,8 @@ class Numbers:
 
         None where by its derivative each would leave more than `most`, a part of the error.
         """
-        at = torch.tensor([n.start for n in (*chosen, *free)], dtype=torch.float64)
-        r, J = fit.columns((*chosen, *free), at)
-        promise: list[tuple[float, Number]] = []
-        for i, n in enumerate(free):
-            columns = J[:, [*range(len(chosen)), len(chosen) + i]]
-            if not bool(columns[:, -1].any()):
-                continue
-            left = (
-                r - columns @ (torch.linalg.pinv(columns) @ r)
-                if columns.numel() < 4e6
-                else r - columns @ _lstsq(columns, r)
-            )
-            promise.append((float(left.norm()), n))
-        if min((left for left, _ in promise), default=0.0) > most * float(r.norm()):
+        promise, apart = fit.promises(chosen, free)
+        if min((left for left, _ in promise), default=0.0) > most * apart:
             return None
         tried: list[tuple[Fitted, Found]] = []
         done = float("inf")
@@ -200,6 +187,13 @@ class Numbers:
                         return fitted, found
                     done = min(done, left)
         return min(tried, key=lambda t: self._rank(t[1]), default=None)
+
+    def promising(self, of: Callable[[Iterable[Step]], list[Number]], base: Variant, most: float) -> list[Number]:
+        """The numbers that promise most; none where each would leave more than this part of the error."""
+        free = self.free(of, base)
+        promise, apart = self.fit(base).promises([], free) if free else ([], 0.0)
+        near = min((left for left, _ in promise), default=0.0) <= most * apart
+        return [n for _, n in sorted(promise, key=self._promise)[:_TRIED]] if near else []
 
     def _rank(self, found: Found) -> tuple[int, int, int, float]:
         """Among changes that explain a step alike, those whose values have a name."""
@@ -258,7 +252,7 @@ class Numbers:
             changes.append(change)
         if not changes:
             return None
-        found = Found(start.variant + changes, self.scorer.judged(start.variant + changes), intervals, names)
+        found = Found(start.variant + changes, self.scorer.tried(start.variant + changes), intervals, names)
         self.keep(found)
         return self._switched_off(found, fitted)
 
@@ -282,11 +276,7 @@ class Numbers:
         for n in fitted.numbers:
             if n.kind.off and n.value is not None:
                 variant = found.variant + (SetField(n.sites, n.name, None),)
-                score = self.scorer.judged(variant)
+                score = self.scorer.tried(variant)
                 if score.support <= found.score.support and score.rms <= _OFF * found.score.rms:
                     found = Found(variant, score, found.intervals, found.names)
         return found
-
-
-def _lstsq(A: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.lstsq(A.T @ A, A.T @ b).solution

@@ -32,7 +32,7 @@ class Oracle:
     @classmethod
     def of(cls, merged: Merged, variant: Variant, rows: Rows) -> Oracle:
         """Convert what the steps read."""
-        inputs = variant.inputs(merged.sites)
+        inputs = merged.given(variant)
         tensors = {r: double(inputs[r]) for s in variant.steps(merged.steps) for r in s.reads if r in inputs}
         return cls(merged, rows, tensors, {})
 
@@ -72,8 +72,8 @@ class Oracle:
         """
         steps = exact(variant.steps(self.merged.steps))
         whole, find = _needed_whole(steps), variant.weights(self.merged.weights)
-        self.merged.meter.add(steps, self.rows.share, self.merged.weights, self.times)
-        values |= {k: double(v) for k, v in variant.inputs(self.merged.sites).items() if k.startswith("candidate:")}
+        self.merged.meter.add(steps, self.rows.share, self.merged.weights, self.times * self.merged.share)
+        values |= {k: double(v) for k, v in self.merged.given(variant).items() if k.startswith("candidate:")}
         narrow = {s.writes for s in steps} - whole
         for step in steps:
             reads = [

@@ -116,6 +116,10 @@ class Scorer:
         """What was found elsewhere needs less proof: what is left is as of an honest pair, and most is gone."""
         return score.ratio.is_rounding and self._left(score) < MOSTLY
 
+    def may_explain(self, score: Score) -> bool:
+        """Whether most of the error is gone: without that it is explained by no scale, and none is cheap."""
+        return score.support == 0 and self._left(score) < MOSTLY
+
     def _left(self, score: Score) -> float:
         """The part of the error that is left; of a difference in what is masked nothing."""
         return score.rms / self.base.rms if self.base.rms > 0 and not self.base.support else 0.0
@@ -132,14 +136,22 @@ class Scorer:
                 self._scales[variant] = self.scale
         return self.score(variant, self._scales[variant])
 
+    def tried(self, variant: Variant, score: Score | None = None) -> Score:
+        """As a finalist where it may explain the step; else how far it leaves it, which is all that counts then.
+
+        `score`: how far, where that is known.
+        """
+        score = score or self.score(variant)
+        return self.judged(variant) if self.may_explain(score) else score
+
     def pruned(self, found: Found) -> Found:
         """None of the changes can be left out."""
         for change in found.variant.changes:
             fewer = found.variant.without(change)
             if not fewer:
                 continue
-            score = self.judged(fewer)
-            if self.is_explained(score) and score.rms <= REDUNDANT * found.score.rms:
+            score = self.score(fewer)
+            if score.rms <= REDUNDANT * found.score.rms and self.is_explained(score := self.tried(fewer, score)):
                 found = Found(fewer, score, found.intervals, found.names)
         return found
 

@@ -60,7 +60,7 @@ class Search:
         """Whether the search ended before it was through."""
 
     def is_explained(self, score: Score) -> bool:
-        """Whether what is left is rounding; see `Scorer.is_explained`."""
+        """See `Scorer.is_explained`."""
         return self.scorer.is_explained(score)
 
     def explains(self, found: Found) -> bool:
@@ -144,7 +144,7 @@ class Search:
         return isinstance(change, SetField) and kind_of(self.spec.at[change.site].op, change.name).name == "choice"
 
     def _judged(self, found: Found) -> Found:
-        return replace(found, score=self.scorer.judged(found.variant))
+        return replace(found, score=self.scorer.tried(found.variant, found.score))
 
     def _settled(self, found: Found | None) -> TypeGuard[Found]:
         return found is not None and self.is_explained(found.score)
@@ -197,7 +197,7 @@ class Search:
             for (off,) in (h for h in self._hypotheses if len(h) == 1):
                 if isinstance(off, SetField) and off.value is None and off.sites == change.sites:
                     variant = found.variant.without(change) + (off,)
-                    score = self.scorer.judged(variant)
+                    score = self.scorer.tried(variant)
                     if self.is_explained(score) and score.rms <= REDUNDANT * found.score.rms:
                         return replace(found, variant=variant, score=score)
         return found
@@ -205,7 +205,7 @@ class Search:
     def _with_seen_weights(self, start: Found, seen: Sequence[Change]) -> Found:
         """Weights that are known to differ are taken as they are: all, or those that bring the step nearer."""
         if len(seen) > 1:
-            together = self._judged(Found(start.variant + seen, self.base))
+            together = Found(start.variant + seen, self.scorer.tried(start.variant + seen))
             if self._settled(together):
                 return self.scorer.pruned(together)
         for use in seen:
