@@ -13,10 +13,10 @@ from torch import Tensor
 import twinlens
 from twinlens.inputs import given
 from twinlens.museum import named
-from twinlens.museum.tiny import ALL, random_tokens, tiny_gemma2, tiny_gpt2, tiny_llama
+from twinlens.museum.tiny import ALL, random_tokens, tiny, tiny_gemma2, tiny_gpt2, tiny_llama
 from twinlens.museum.visit import compared, misses
 from twinlens.parity.afar import levelled, together, unread, without
-from twinlens.parity.changes import Feed, Leave, SetField, Variant
+from twinlens.parity.changes import Feed, Leave, SetField, Variant, twins
 from twinlens.parity.hypotheses import as_beside
 from twinlens.parity.merged import merge
 from twinlens.parity.meter import Meter
@@ -112,3 +112,12 @@ def test_the_first_positions_look_at_no_later_ones(build: Callable[[], Any]) -> 
 def fed(tokens: Tensor) -> Feed:
     """Other ids, of all positions."""
     return Feed("hook_embed", "tokens", (tokens + 1) % 90, "other")
+
+
+def test_a_field_is_tied_to_those_that_mean_the_same() -> None:
+    """A rotation has a layout, and so has a fused product."""
+    spec = twinlens.load(tiny("glm4")).spec
+    rotated = ("blocks.0.attn.hook_rot_q", "blocks.0.attn.hook_rot_k")
+    assert twins(spec.steps, rotated[0], "layout") == rotated
+    other = Variant((SetField(rotated, "layout", "half"),)).tied_to(spec.steps)
+    assert [c.sites for c in other.changes if isinstance(c, SetField)] == [rotated]

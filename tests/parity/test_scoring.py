@@ -62,10 +62,11 @@ def test_a_sum_of_weight_and_offset_has_a_precision() -> None:
     coarse = fine.replace(sum_dtype=torch.bfloat16)
     assert torch.equal(coarse(512 * x, w), torch.full((1, 1, 8), 512.0, dtype=torch.bfloat16))
     assert torch.equal(fine.replace(dtype=torch.float64)(512 * x, w.double()), torch.full((1, 1, 8), 513.0).double())
-    kernel = fine.replace(kernel="fused").fused()
-    assert kernel is not None
-    with pytest.raises(ValueError, match="dtype of w"):
-        kernel((Normalize(1e-6),), x, w)
+    for op, sum_is in ((fine, 1.0 + 2.0**-9), (coarse, 1.0)):  # torch's kernel is given the sum in its precision
+        kernel = op.replace(kernel="fused").fused()
+        assert kernel is not None
+        expected = torch.full_like(x, sum_is)
+        assert torch.allclose(kernel((Normalize(0.0),), x, w), expected, rtol=2.0**-22, atol=0.0)
 
 
 def test_no_number_is_estimated_that_no_model_has() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from twinlens.fields import kinds
 
 REGISTRY: dict[str, type[Op]] = {}
+_of_16_bits = ContextVar("of_16_bits", default=False)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,21 @@ class Op:
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+
+@contextmanager
+def of_16_bits() -> Generator[None]:
+    """Within this, the unit of roundoff of `magnitude` is that of 16 bits: of what is stored, not of what is summed."""
+    token = _of_16_bits.set(True)
+    try:
+        yield
+    finally:
+        _of_16_bits.reset(token)
+
+
+def is_of_16_bits() -> bool:
+    """Whether `magnitude` is asked within `of_16_bits`."""
+    return _of_16_bits.get()
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:

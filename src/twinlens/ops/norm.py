@@ -138,11 +138,10 @@ class NormWeight(Op):
     def _kernel(self, ops: tuple[Op, ...], x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         (normalize,) = ops
         assert isinstance(normalize, Normalize)
-        if self.offset != 0.0 and (self.sum_dtype or self.dtype or w.dtype) != w.dtype:
-            raise ValueError("torch's kernel is given offset + w in the dtype of w")
+        stored, wide = x.dtype, self.sum_dtype or self.dtype or w.dtype
+        if self.offset != 0.0:  # a sum in another dtype: the kernel is given everything in that one
+            x, w, b = x.to(wide), w.to(wide) + self.offset, None if b is None else b.to(wide)
         if normalize.kind == "layer":
-            weight = w if self.offset == 0.0 else w + self.offset
-            return F.layer_norm(x, (x.shape[-1],), weight, b, float(normalize.eps))
-        weight = w if self.offset == 0.0 else w + self.offset
-        y = F.rms_norm(x, (x.shape[-1],), weight, float(normalize.eps))
-        return y if b is None else y + b
+            return F.layer_norm(x, (x.shape[-1],), w, b, float(normalize.eps)).to(stored)
+        y = F.rms_norm(x, (x.shape[-1],), w, float(normalize.eps))
+        return (y if b is None else y + b).to(stored)

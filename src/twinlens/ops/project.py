@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from twinlens.fields import FACTOR, choice, number, order, precision, size
-from twinlens.ops.base import Op, cast, in_rows
+from twinlens.ops.base import Op, cast, in_rows, is_of_16_bits
 from twinlens.shapes import Float
 
 
@@ -202,12 +202,18 @@ def soft_cap(x: Tensor, cap: float | None, scaling: str = "divide") -> Tensor:
     return torch.tanh(x / cap if scaling == "divide" else x * (1.0 / cap)) * cap
 
 
+_STORED = 8
+"""Of 16 bits: parts of a sum that are stored before they are added, at most, as where a product is split."""
+
+
 def summed(squares: Tensor, terms: Tensor | int) -> Tensor:
     """What one unit of roundoff in a sum is multiplied by: √(n Σ tᵢ²), which is at least Σ |tᵢ|.
 
     The two are equal where all terms are alike. Where one is far larger, each of the n - 1 additions after it rounds
-    at its size, and n roundings add up as √n (Higham and Mary 2019).
+    at its size, and n roundings add up as √n (Higham and Mary 2019). What is stored in 16 bits is summed in 32.
     """
+    if is_of_16_bits():
+        terms = terms.clamp(max=_STORED) if isinstance(terms, Tensor) else min(terms, _STORED)
     return (squares * terms).sqrt()
 
 

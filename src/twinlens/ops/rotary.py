@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from twinlens.fields import FACTOR, choice, integer, number, order, precision, size
-from twinlens.ops.base import Op, cast
+from twinlens.ops.base import Op, cast, is_of_16_bits
 from twinlens.ops.scaling import SCALINGS
 from twinlens.shapes import Float, Int
 
@@ -104,6 +104,8 @@ class RotaryTable(Op):
         return table, table[:, : self.width // 2], self.frequencies(positions)
 
     def magnitude(self, positions: Tensor, among: Tensor | None = None) -> Tensor:
+        if is_of_16_bits():  # angles are not: in 16 they are a fault, and not its rounding
+            return torch.full_like(self(positions, among), abs(float(self.attention_factor)))
         among = positions if among is None else among
         exact = self.exact()
         plain = exact.replace(scaling=None).frequencies(among)

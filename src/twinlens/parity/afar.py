@@ -55,7 +55,7 @@ class Afar:
         """In all like steps, then in those of one place of a layer: the likelier half first."""
         weights = weighing.unseen(self.merged, self.spec, self.own, self.known)
         found = [
-            *hypotheses.discrete(self.merged, self.spec, self.scorer.native),
+            *self._discrete,
             *unread(self.merged.steps),
             *(use for use in weights if use.other in ("", use.name) or split(use.site)[0] is None),
         ]
@@ -70,11 +70,25 @@ class Afar:
             *self._compounds(),
         ]
 
+    @cached_property
+    def _discrete(self) -> list[Change]:
+        return list(hypotheses.discrete(self.merged, self.spec, self.scorer.native))
+
+    @cached_property
+    def of_one_layer(self) -> list[Mistake]:
+        """What is changed in the code of all layers, in one of them, where they are few."""
+        found = dict[tuple[Any, ...], list[Change]]()
+        for change in dict.fromkeys(self._discrete):
+            found.setdefault((split(change.site)[0], *_mistake(change, self.spec)), []).append(change)
+        layers = {layer for layer, *_ in found if layer is not None}
+        few = 1 < len(layers) <= structure.FEW_LAYERS
+        return [tuple(like) for (layer, *_), like in found.items() if few and layer is not None]
+
     def _compounds(self) -> Iterator[Mistake]:
         """Several changes that are one mistake by themselves, in all like steps."""
         of_one = (hypotheses.exchanged, hypotheses.defaults)
         yield from _in_all((c for each in of_one for c in each(self.merged)), self.spec)
-        for of_all in (hypotheses.everywhere, hypotheses.settings, hypotheses.stretched):
+        for of_all in (hypotheses.everywhere, hypotheses.settings, hypotheses.stretched, weighing.pairs):
             yield from of_all(self.merged)
         yield from weighing.layers_exchanged(self.merged, self.spec, self.known)
 
@@ -86,7 +100,7 @@ class Afar:
         for depth in range(_DEPTH):
             singles = list[Found]()
             for state in states:
-                if (good := self._settled(self._likely(state))) is not None:
+                if (good := self._settled(self._likely(state, self.mistakes))) is not None:
                     return good
                 singles += self._singles(state)
                 if (good := self._settled(sorted(singles, key=distance)[:_BEST])) is not None:
@@ -96,6 +110,8 @@ class Afar:
                 return good
             if not depth and (good := self._settled(self.numbers_of(start, LOCAL, numbers))) is not None:
                 return good  # one layer alone
+            if not depth and (good := self._settled(self._likely(start, self.of_one_layer))) is not None:
+                return good
             fitted = [] if depth else self._grid(start)
             if (good := self._settled(fitted)) is not None:
                 return good
@@ -144,12 +160,12 @@ class Afar:
         head = Scorer(self.merged.head(length), self.spec) if length >= _SHORTEST else None
         return None if head is None or head.base.ratio.is_rounding else head
 
-    def _likely(self, state: Found) -> list[Found]:
-        """The mistakes that bring the first positions nearest, on all of them."""
+    def _likely(self, state: Found, mistakes: Sequence[Mistake]) -> list[Found]:
+        """Those mistakes that bring the first positions nearest, on all of them."""
         if self._head is None:
             return []
         base, near = self._head.score(state.variant), list[tuple[tuple[int, float], Variant]]()
-        for variant in self._variants(state):
+        for variant in _variants(state, mistakes):
             score = self._head.score(variant)
             if not score < base:
                 continue
@@ -158,10 +174,6 @@ class Afar:
             near.append(((score.support, score.rms), variant))
         return sorted((self._scored(v, state) for _, v in sorted(near, key=lambda t: t[0])[:_NEAR]), key=distance)
 
-    def _variants(self, state: Found) -> Iterator[Variant]:
-        taken = {slot(c) for c in state.variant.changes}
-        return (state.variant + m for m in self.mistakes if not taken.intersection(map(slot, m)))
-
     def _scored(self, variant: Variant, state: Found) -> Found:
         found = Found(variant, self.scorer.score(variant), dict(state.intervals), dict(state.names))
         self.numbers.keep(found)
@@ -169,7 +181,7 @@ class Afar:
 
     def _singles(self, state: Found) -> list[Found]:
         found = list[Found]()
-        for variant in self._variants(state):
+        for variant in _variants(state, self.mistakes):
             found.append(self._scored(variant, state))
             if found[-1].score.ratio.is_close:
                 break
@@ -188,6 +200,11 @@ class Afar:
             if self.scorer.is_explained(judged.score):
                 return self.scorer.pruned(apart(judged, self.merged.steps))
         return None
+
+
+def _variants(state: Found, mistakes: Iterable[Mistake]) -> Iterator[Variant]:
+    taken = {slot(c) for c in state.variant.changes}
+    return (state.variant + m for m in mistakes if not taken.intersection(map(slot, m)))
 
 
 def together(changes: Iterable[Change], spec: Spec) -> Iterator[Mistake]:

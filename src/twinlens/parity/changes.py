@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from twinlens import sites
-from twinlens.fields import kind_of, kinds
+from twinlens.fields import Kind, kind_of, kinds
 from twinlens.ops import Add
 from twinlens.parity.rebuilt import Rebuilt
 from twinlens.spec import Spec, Step, Weights
@@ -232,12 +232,14 @@ def _same_field(change: Change, steps: tuple[Step, ...]) -> SetField | None:
     if not isinstance(change, SetField):
         return None
     layer = sites.split(change.site)[0]
-    here = tuple(
-        s.writes
-        for s in steps
-        if sites.split(s.writes)[0] == layer and any(n == change.name and k.tied for n, k, _ in kinds(s.op))
-    )
+    alike = (s.writes for s in steps if any(n == change.name and _is_tied(k, change) for n, k, _ in kinds(s.op)))
+    here = tuple(site for site in alike if sites.split(site)[0] == layer)
     return SetField(here, change.name, change.value) if here else None
+
+
+def _is_tied(kind: Kind, change: SetField) -> bool:
+    """Whether a tied field of the name that is changed is the same: a rotation has a layout, and so has a product."""
+    return kind.tied and (kind.name != "choice" or change.value in kind.alternatives)
 
 
 def _moved(change: SetField | Leave | Rewire, layer: int) -> Change:
@@ -266,12 +268,15 @@ def is_precision(spec: Spec, change: Change) -> bool:
 def twins(steps: Iterable[Step], site: str, name: str) -> tuple[str, ...]:
     """The steps among some that share a field with the step at `site`, in their order: of its layer, of its table."""
     steps = tuple(steps)
-    at = {s.writes: s for s in steps}
-    if not kind_of(at[site].op, name).tied:
+    own = kind_of(next(s.op for s in steps if s.writes == site), name)
+    if not own.tied:
         return (site,)
     scope = _scope(site)
     return tuple(
-        s.writes for s in steps if _scope(s.writes) == scope and any(f == name and k.tied for f, k, _ in kinds(s.op))
+        s.writes
+        for s in steps
+        if _scope(s.writes) == scope
+        and any(f == name and k.tied and k.parameter == own.parameter for f, k, _ in kinds(s.op))
     )
 
 

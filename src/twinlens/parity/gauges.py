@@ -13,18 +13,15 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from twinlens import sites
-from twinlens.parity.changes import Change, SetField, Use
+from twinlens.parity.changes import Change, SetField, Use, Variant
 from twinlens.parity.hypotheses import show
 from twinlens.parity.merged import Merged, merge
 from twinlens.parity.meter import Meter
-from twinlens.parity.relative import is_near
+from twinlens.parity.relative import GONE, is_near, left
 from twinlens.parity.result import Examination
 from twinlens.parity.rounding import Ratio
 from twinlens.parity.score import Scorer
 from twinlens.spec import Spec, Weights
-
-_GONE = 0.01
-"""A change is a gauge where less than this is left of it: what two faults leave of each other is more."""
 
 
 def carried_over(
@@ -39,13 +36,14 @@ def carried_over(
             leads = [m for m in merge(spec, shown, weights, meter) if m.target == end or _passes(m, inner)]
             if not all(map(is_near, leads)):
                 continue
-            ratios = {m.target: Scorer(m, spec).base.ratio for m in leads}
-            ratio = ratios[end]
-            if all(r.is_rounding and r.wide < _GONE * worst for r in ratios.values()):
+            known = all(examined[t].changes for t in targets)
+            changes = Variant(tuple(c for t in targets if known for c in examined[t].changes.changes))
+            ratios = {m.target: left(m, spec, worst, changes.at(m.steps)) for m in leads}
+            if all(r is not None for r in ratios.values()):
                 words.append(_words(end, targets, examined, spec))
                 for site in (*inner, end):
                     if site in examined and examined[site].status in ("explained", "different"):
-                        examined[site] = Examination(site, "rounding", ratio=ratio)
+                        examined[site] = Examination(site, "rounding", ratio=ratios[end])
                 break
     return words
 
@@ -57,7 +55,9 @@ def shifted(m: Merged, spec: Spec, before: Ratio) -> Examination | None:
     shift = (m.value.double() - m.native().double()).mean(-1, keepdim=True)
     whole = dataclasses.replace(m, sites={**m.sites, m.target: m.value.double() - shift})
     ratio = Scorer(whole, spec).base.ratio
-    if not ratio.is_rounding or ratio.wide >= _GONE * before.wide:
+    # In 16 bits the constant moves the roundings of what is stored, and more than a hundredth is left of a small one.
+    gone = ratio.wide < GONE * before.wide or (ratio.is_close and not before.is_rounding)
+    if not ratio.is_rounding or not gone:
         return None
     low, high = (float(end) for end in shift.aminmax())
     words = f"logits.shift: {low:.4g} to {high:.4g}, the same for all entries of a token: no probability changes"

@@ -24,7 +24,7 @@ from twinlens.spec import Spec, Weights
 _DEEP = 3
 """Steps behind the tables that are hidden at most: a rotation, a norm after it."""
 GONE = 0.01
-"""A change is a gauge where less than this is left of it."""
+"""A change is a gauge where less than this is left of it: what two faults leave of each other is more."""
 
 
 def relative(
@@ -37,7 +37,8 @@ def relative(
     for _ in range(_DEEP if targets else 0):
         shown = {s: x for s, x in seen.items() if s not in inner}
         leads = [m for m in merge(spec, shown, weights, meter) if any(s.writes in inner for s in m.steps)]
-        ratios = _ratios(leads, spec, examined, worst)
+        fed = Variant(tuple(c for t in targets for c in examined[t].changes.changes))
+        ratios = _ratios(leads, spec, examined, worst, fed)
         if ratios:
             told = ", ".join(dict.fromkeys(show(c, spec) for t in targets for c in examined[t].changes.changes))
             for target in targets:
@@ -51,7 +52,9 @@ def _is_fed(e: Examination) -> bool:
     return e.status == "explained" and all(isinstance(c, Feed) for c in e.changes.changes)
 
 
-def _ratios(leads: Iterable[Merged], spec: Spec, examined: Mapping[str, Examination], worst: float) -> list[Ratio]:
+def _ratios(
+    leads: Iterable[Merged], spec: Spec, examined: Mapping[str, Examination], worst: float, fed: Variant
+) -> list[Ratio]:
     """Of each step its error where the reference's tables are read, with what it was explained by; none where one of
     them is more than rounding.
     """
@@ -61,11 +64,28 @@ def _ratios(leads: Iterable[Merged], spec: Spec, examined: Mapping[str, Examinat
         variant = e.changes if e is not None and e.status == "explained" else Variant()
         if e is None or e.is_unsolved or not is_near(m, variant):
             return []
-        ratio = Scorer(m, spec).judged(variant).ratio
-        if not ratio.is_rounding or ratio.wide >= GONE * worst:
+        ratio = left(m, spec, worst, fed.at(m.steps), variant)
+        if ratio is None:
             return []
         found.append(ratio)
     return found
+
+
+def left(m: Merged, spec: Spec, worst: float, changes: Variant, found: Variant = Variant()) -> Ratio | None:
+    """What is left at a step of changes that are a gauge; None where they are none.
+
+    Less than a hundredth of what they were; or rounding, as 16 bits have it of what is stored between, where in float64
+    the changes leave less of each other. `found` is what else the step is explained by.
+    """
+    scorer = Scorer(m, spec)
+    ratio = scorer.judged(found).ratio
+    if not ratio.is_rounding:
+        return None
+    if ratio.wide >= GONE * worst and changes:
+        plain, changed = (m.oracle(v, scorer.rows) for v in (found, found + changes))
+        apart = scorer.scale.ratio(difference(m.target, changed, plain), 0)
+        return ratio if apart.wide < GONE * worst else None
+    return ratio if ratio.wide < GONE * worst else None
 
 
 def is_near(m: Merged, variant: Variant = Variant()) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from twinlens.ops.attention import UNREACHED
+from twinlens.ops.base import of_16_bits
 from twinlens.parity.changes import Variant
 from twinlens.parity.merged import Merged
 from twinlens.parity.oracle import Oracle, in_parts, size
@@ -36,8 +38,9 @@ class Scale:
         self.is_measured = False
         """Whether the wide scale is what this step was seen to err, too, and no bound of it."""
         oracle = merged.prepared(variant, rows)
-        self.exact, magnitude = oracle.with_magnitude(variant)
         u = max(torch.finfo(t).eps for t in (native.dtype, merged.value.dtype, merged.dtypes[site], torch.float32)) / 2
+        with of_16_bits() if u > torch.finfo(torch.float32).eps else nullcontext():
+            self.exact, magnitude = oracle.with_magnitude(variant)
         own = difference(site, rows.of(site, native), self.exact)
         floor = _LEAST * u * self.exact.abs().masked_fill(self.exact < UNREACHED, 0.0)
         self.tight = by_rows(site, torch.maximum(own.abs(), floor).square(), self.mask)
@@ -80,9 +83,13 @@ class Scale:
         """An error on these rows against the scales."""
         e = by_rows(self.merged.target, error, self.mask).square()
         wide, tight = (scale[..., : e.shape[-1]] for scale in (self.wide, self.tight))
-        carried = len(self.merged.steps) > 1 and e.shape[-1] < _FEW
-        over = _worst(e.mean(0, keepdim=True), wide.mean(0, keepdim=True)) if carried else _worst(e, wide)
-        return Ratio(over, _worst(e, tight), support, self.is_measured)
+        if self._is_pooled(e):
+            e, wide, tight = (x.mean(0, keepdim=True) for x in (e, wide, tight))
+        return Ratio(_worst(e, wide), _worst(e, tight), support, self.is_measured)
+
+    def _is_pooled(self, rows: Tensor) -> bool:
+        """Whether rows are judged together: each has too few entries, and is carried through steps to there."""
+        return len(self.merged.steps) > 1 and rows.shape[-1] < _FEW
 
     def weights(self) -> Tensor:
         """1 / scale of each row of the target, for least squares.
@@ -90,7 +97,7 @@ class Scale:
         A row that is exactly 0 (a sine at position 0) has no rounding of its own to be measured in: it counts by that
         of the step as a whole, or it would hide what every other row says of a change.
         """
-        rows = self.tight.mean(-1, keepdim=True)
+        rows = (self.wide if self._is_pooled(self.tight) else self.tight).mean(-1, keepdim=True)
         return 1.0 / torch.where(rows == 0, rows.mean(), rows).sqrt().clamp_min(1e-300)
 
 

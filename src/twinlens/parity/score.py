@@ -167,8 +167,8 @@ class Scorer:
 
 
 def distance(found: Found) -> tuple[int, float]:
-    """By which found changes are sorted, nearest first."""
-    return found.score.support, found.score.rms
+    """By which found changes are sorted, nearest first; what acts alike stays in the order in which it was tried."""
+    return found.score.support, float(f"{found.score.rms:.4g}")
 
 
 def apart(found: Found, steps: Sequence[Step]) -> Found:

@@ -33,7 +33,7 @@ _DEPTH = 3
 PATIENCE = 150_000
 """Steps that one search runs at most: some twenty seconds where each takes no time to speak of. What explains a step
 is found in less."""
-FAR, HIDDEN = 1000, 4000
+FAR, HIDDEN = 1000, 8000
 """From far away each run is one of the whole model, and where steps are hidden one of them all: at most so many."""
 HASTE = 15_000
 """At a first look at each step: what another one shows may explain it at once."""
@@ -121,7 +121,7 @@ class Search:
         if found is not None and self._settled(found):
             found = self.rivals.renamed(found)
             simplest = found if self._is_plain(found) else self._simplest(found, singles)
-            return min([*good, self._left_out(simplest)], key=self._plainness)
+            return self.scorer.pruned(self._plainest([*good, self._left_out(simplest)]))
         if good:
             return self.scorer.pruned(good[0])
         choices = [s for s in singles if len(s.variant.changes) == 1 and self._is_choice(s.variant.changes[0])]
@@ -159,6 +159,12 @@ class Search:
                 return self.scorer.pruned(judged)
         return None
 
+    def _plainest(self, found: Sequence[Found]) -> Found:
+        """Of those that leave as little as any, as far as rounding lets one tell, what is said most plainly."""
+        least = min(f.score.rms for f in found)
+        near = [f for f in found if f.score.rms <= REDUNDANT * least or orders.matches(self.merged, f.variant)]
+        return min(near, key=self._plainness)
+
     def _plainness(self, found: Found) -> tuple[bool, int, bool, bool, float]:
         """Bits first, then few changes, then what is left out, then numbers with a name, then what is left."""
         exact = orders.matches(self.merged, found.variant)
@@ -187,7 +193,7 @@ class Search:
             for s in (*singles[:_BEST], *near[:_NEAR])
             if (f := self.numbers.fewest(s)) is not None and self._settled(f)
         ]
-        return min([found, *others], key=self._plainness)
+        return self._plainest([found, *others])
 
     def _left_out(self, found: Found) -> Found:
         """With a part of the step left out in the place of a number that makes it act as nothing."""
@@ -230,7 +236,7 @@ class Search:
                     fitted.append(found)
                     if self.is_explained(found.score) and self._is_named(found):
                         break  # what else explains it would not say it better
-            for found in sorted(fitted, key=lambda f: (not self._is_named(f), *distance(f))):
+            for found in sorted(fitted, key=lambda f: not self._is_named(f)):  # as they came: the nearest first
                 if self.is_explained(found.score):
                     return self.scorer.pruned(found)
             pool = sorted([*tried[:_BEST], *fitted], key=distance)

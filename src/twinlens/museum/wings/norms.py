@@ -115,6 +115,11 @@ def _(m: Model) -> None:
     each_norm(m, lambda self, x: (rms(x.float(), self.eps) * self.weight.float()).type_as(x))
 
 
+def _counted_from_one(self: Model, x: Tensor) -> Tensor:
+    own = self.weight.float() + 1.0, self.bias.float()
+    return nn.functional.layer_norm(x.float(), x.shape[-1:], *own, self.eps).to(x.dtype)
+
+
 @exhibit(
     "nemotron-layernorm1p-dropped",
     "starcoder2",
@@ -123,7 +128,7 @@ def _(m: Model) -> None:
 )
 def _(m: Model) -> None:
     """A layer norm whose weight counts from one, taken for one whose weight counts from zero."""
-    each_norm(m, lambda self, x: nn.functional.layer_norm(x, x.shape[-1:], self.weight + 1.0, self.bias, self.eps))
+    each_norm(m, _counted_from_one)
 
 
 @exhibit(
