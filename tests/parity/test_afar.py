@@ -15,11 +15,11 @@ from twinlens.inputs import given
 from twinlens.museum import named
 from twinlens.museum.tiny import ALL, random_tokens, tiny, tiny_gemma2, tiny_gpt2, tiny_llama
 from twinlens.museum.visit import compared, misses
-from twinlens.parity.afar import levelled, together, unread, without
 from twinlens.parity.changes import Feed, Leave, SetField, Variant, twins
 from twinlens.parity.hypotheses import as_beside
 from twinlens.parity.merged import merge
 from twinlens.parity.meter import Meter
+from twinlens.parity.mistakes import levelled, together, unread, without
 from twinlens.parity.score import Scorer
 from twinlens.spec import Spec
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from twinlens.fields import kind_of
 from twinlens.parity import hypotheses, orders, solving, structure, weighing
-from twinlens.parity.afar import LOCAL, Afar, beside
+from twinlens.parity.afar import LOCAL, Afar
 from twinlens.parity.changes import Change, SetField, Variant, concerns, slot
 from twinlens.parity.merged import Merged
 from twinlens.parity.meter import Exhausted
+from twinlens.parity.mistakes import beside
 from twinlens.parity.numbers import Numbers
 from twinlens.parity.rivals import Rivals
 from twinlens.parity.score import REDUNDANT, Found, Score, Scorer, clash, distance
