@@ -11,7 +11,7 @@ import torch
 import twinlens
 from tests.parity.faults import ALL3
 from twinlens.museum.hands import attentions, interleaved, layers, modeling
-from twinlens.museum.tiny import ALL, FAMILIES, random_tokens
+from twinlens.museum.tiny import ALL, FAMILIES, random_tokens, tiny
 
 
 def neurons(m: Any) -> None:
@@ -149,3 +149,29 @@ def test_a_centred_unembedding_under_a_cap_is_a_fault() -> None:
     report = twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, 40, seed=3))
     assert (report.verdict, report.gauges) == ("different", [])
     assert [(c.parameter, c.site) for c in report.causes] == [("weight", "logits")]
+
+
+def test_a_fused_product_in_another_order_is_a_gauge_where_a_kernel_hides_what_reads_it() -> None:
+    """Queries show that it is; keys and values are not seen, and what is made of them must be right, too."""
+    module: Any = tiny("gpt_neox")
+    tokens = random_tokens(module, 2, 40)
+    report = twinlens.compare(module, in_thirds(module, tokens))
+    assert (report.verdict, report.causes) == ("rounding", [])
+    assert len(report.gauges) == 3
+    other: Any = tiny("gpt_neox")
+    with torch.no_grad():
+        for layer in other.gpt_neox.layers:  # values for keys
+            weight = layer.attention.query_key_value.weight
+            weight.copy_(weight.view(4, 3, 12, -1)[:, [0, 2, 1]].flatten(0, 2).clone())
+    assert twinlens.compare(module, in_thirds(other, tokens)).verdict == "different"
+
+
+def in_thirds(module: Any, tokens: torch.Tensor) -> twinlens.Recording:
+    """A run that has all queries, all keys, all values in one tensor, and shows what a fused kernel does."""
+    model: Any = twinlens.load(module)
+    logits, cache = model.run_with_cache(tokens)
+    hidden = ("hook_k", "hook_v", "hook_rot_q", "hook_rot_k", "hook_attn_scores", "hook_pattern")
+    sites = {s: cache[s] for s in cache if not s.endswith(hidden)} | {"logits": logits}
+    for site in [s for s in sites if s.endswith("hook_qkv")]:
+        sites[site] = sites[site].unflatten(-1, (4, 3, 12)).transpose(-3, -2).flatten(-3)
+    return twinlens.Recording.from_tensors(sites, tokens=tokens)

@@ -41,9 +41,9 @@ def carried_over(
             ratios = {m.target: left(m, spec, worst, changes.at(m.steps)) for m in leads}
             if all(r is not None for r in ratios.values()):
                 words.append(_words(end, targets, examined, spec))
-                for site in (*inner, end):
+                for site in (*inner, *ratios):  # whoever reads what is hidden gives the same, too
                     if site in examined and examined[site].status in ("explained", "different"):
-                        examined[site] = Examination(site, "rounding", ratio=ratios[end])
+                        examined[site] = Examination(site, "rounding", ratio=ratios.get(site, ratios[end]))
                 break
     return words
 
