@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -107,6 +108,16 @@ def test_the_first_positions_look_at_no_later_ones(build: Callable[[], Any]) -> 
     assert Scorer(head, model.spec).base.ratio.is_close
     assert not Scorer(head, model.spec).score(variant).ratio.is_close
     assert torch.allclose(head.stepwise(variant), whole.stepwise(variant)[:, :10], rtol=0, atol=1e-3)
+
+
+def test_calls_with_a_cache_are_looked_at_in_part_as_well() -> None:
+    reference: Any = tiny_llama()
+    candidate = copy.deepcopy(reference)
+    for layer in candidate.model.layers:
+        layer.mlp.act_fn = torch.nn.GELU()
+    tokens = random_tokens(reference, 1, 60)
+    report = twinlens.compare(reference, candidate, tokens=tokens, calls=[20, 40], sites="logits")
+    assert [(c.parameter, c.candidate, c.layers) for c in report.causes] == [("mlp.act", "gelu", [0, 1, 2])]
 
 
 def fed(tokens: Tensor) -> Feed:

@@ -42,8 +42,9 @@ class Merged:
 
     def head(self, length: int) -> Merged:
         """The same on the first positions, which look at no later ones."""
-        sites = {site: _first(site, x, length) for site, x in self.sites.items()}
-        return dataclasses.replace(self, sites=sites, share=length / self.sites["tokens"].shape[1])
+        whole = self.sites["tokens"].shape[1]
+        sites = {site: _without_last(site, x, whole - length) for site, x in self.sites.items()}
+        return dataclasses.replace(self, sites=sites, share=length / whole)
 
     @cached_property
     def value(self) -> Tensor:
@@ -113,7 +114,9 @@ class Merged:
         if self.share == 1.0 or found is self._narrowed:
             return found
         length = self.sites["tokens"].shape[1]
-        return {k: x if k in self.sites else _first(k.removeprefix("candidate:"), x, length) for k, x in found.items()}
+        last = round(length / self.share) - length
+        fed = {k: _without_last(k.removeprefix("candidate:"), x, last) for k, x in found.items() if k not in self.sites}
+        return {**found, **fed}
 
     def precision(self, step: Step, value: torch.dtype | None) -> torch.dtype:
         """What a precision field says: None is what the declared step reads."""
@@ -149,9 +152,10 @@ def replayed(
         return evaluate(steps, {k: _as_stored(k, v, dtypes) for k, v in inputs.items()}, weights, keep=keep)
 
 
-def _first(site: str, x: Tensor, length: int) -> Tensor:
+def _without_last(site: str, x: Tensor, count: int) -> Tensor:
+    """Without so many positions at the end, and the slots in which their keys stand."""
     for axis, name in enumerate(axes(site)):
-        x = x.narrow(axis, 0, length) if name in ("p", "s") else x
+        x = x.narrow(axis, 0, x.shape[axis] - count) if name in ("p", "s") else x
     return x
 
 
