@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import copy
+from typing import Any
 
+import pytest
+import torch
+
+import twinlens
 from tests.parity.judged import BY_NAME, compared, misses
+from twinlens.museum.tiny import random_tokens, tiny
 
 
 @pytest.mark.sliced
@@ -22,3 +28,13 @@ def test_one_cause_for_all_layers(name: str) -> None:
     assert misses(BY_NAME[name], report) == []
     numbers = {(c.parameter, c.candidate) for c in report.causes if isinstance(c.candidate, float)}
     assert len(numbers) == len({parameter for parameter, _ in numbers})
+
+
+def test_what_one_layer_has_is_not_asked_of_a_step_that_another_has_left_out() -> None:
+    reference: Any = tiny("olmo2")
+    candidate = copy.deepcopy(reference)
+    first, second, *_ = candidate.model.layers
+    first.post_feedforward_layernorm.variance_epsilon = 1e-2
+    second.post_attention_layernorm = torch.nn.Identity()
+    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference))
+    assert [(c.parameter, c.layers) for c in report.causes] == [("norm.eps", [0]), ("norm.missing", [1])]

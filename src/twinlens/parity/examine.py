@@ -18,7 +18,7 @@ from twinlens.parity.faint import faint
 from twinlens.parity.merged import Merged
 from twinlens.parity.result import Examination
 from twinlens.parity.rounding import difference, equal, unmasked
-from twinlens.parity.score import Found, Scorer
+from twinlens.parity.score import Found, Scorer, clash
 from twinlens.parity.search import HASTE, PATIENCE, Search
 from twinlens.spec import Spec
 
@@ -137,9 +137,9 @@ class Examiner:
 
     def besides(self, m: Merged, scorer: Scorer, e: Examination) -> Examination | None:
         """A step that is explained, with numbers that it tells too beside its changes; None where there are none."""
-        taken, before = {slot(c) for c in e.changes.changes}, scorer.judged(e.changes)
+        before = scorer.judged(e.changes)
         for proposal in self._elsewhere.proposals(m):
-            more = Variant(tuple(c for c in proposal.changes if slot(c) not in taken))
+            more = Variant(tuple(c for c in proposal.changes if not clash(c, e.changes)))
             found = told(scorer, e.changes + more) if more else Found(e.changes, scorer.base)
             new = [c for c in more.changes if slot(c) in found.intervals]
             kept = all(c in found.variant.changes for c in e.changes.changes)
