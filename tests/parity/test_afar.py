@@ -132,3 +132,12 @@ def test_a_field_is_tied_to_those_that_mean_the_same() -> None:
     assert twins(spec.steps, rotated[0], "layout") == rotated
     other = Variant((SetField(rotated, "layout", "half"),)).tied_to(spec.steps)
     assert [c.sites for c in other.changes if isinstance(c, SetField)] == [rotated]
+
+
+def test_a_small_fault_of_one_layer_is_looked_for_on_all_positions() -> None:
+    """Two ways to compute gelu differ by less than the first positions tell."""
+    reference: Any = tiny_gpt2()
+    candidate = copy.deepcopy(reference)
+    candidate.transformer.h[2].mlp.act = torch.nn.GELU()
+    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, 40), sites="logits")
+    assert [(c.parameter, c.candidate, c.layers) for c in report.causes] == [("mlp.act", "gelu", [2])]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from transformers.models.qwen3 import modeling_qwen3
 
 import twinlens
 from twinlens.museum import named
 from twinlens.museum.hands import layers, method
-from twinlens.museum.tiny import ALL, random_tokens
+from twinlens.museum.tiny import ALL, random_tokens, tiny
 from twinlens.museum.visit import compared, misses
 from twinlens.parity import structure
 from twinlens.parity.changes import Variant
@@ -125,3 +127,26 @@ def test_a_row_that_other_layers_have_is_told_as_present_and_one_that_they_lack_
     assert (there.word, there.was, there.value) == ("rotary.layers", None, "present")
     assert (gone.word, gone.was, gone.value) == ("rotary.layers", "present", None)
     assert there.enters == "blocks.1.attn.hook_rot_q" and gone.enters == "blocks.0.attn.hook_rot_q"
+
+
+def test_keys_alone_are_normed_after_their_rotation() -> None:
+    reference: Any = tiny("qwen3")
+    candidate = copy.deepcopy(reference)
+    for layer in candidate.model.layers:
+        own = layer.self_attn
+        plain = own.k_norm.forward
+        own.k_norm.forward = lambda x: x
+
+        def forward(*args: Any, own: Any = own, plain: Any = plain, **more: Any) -> Any:
+            rotate = modeling_qwen3.apply_rotary_pos_emb
+            modeling_qwen3.apply_rotary_pos_emb = lambda q, k, *a: (rotate(q, k, *a)[0], plain(rotate(q, k, *a)[1]))
+            try:
+                return type(own).forward(own, *args, **more)
+            finally:
+                modeling_qwen3.apply_rotary_pos_emb = rotate
+
+        own.forward = forward
+    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference))
+    (cause,) = report.causes
+    assert (cause.parameter, cause.site) == ("norm.order", "blocks.0.attn.k_norm.hook_normalized")
+    assert "hook_k is normed after its rotation" in cause.evidence

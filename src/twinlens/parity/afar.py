@@ -108,7 +108,7 @@ class Afar:
                 return good
             if not depth and (good := self._settled(self.numbers_of(start, LOCAL, numbers))) is not None:
                 return good  # one layer alone
-            if not depth and (good := self._settled(self._likely(start, self.of_one_layer))) is not None:
+            if not depth and (good := self._settled(self._likely(start, self.of_one_layer, self.scorer))) is not None:
                 return good
             fitted = [] if depth else self._grid(start)
             if (good := self._settled(fitted)) is not None:
@@ -158,13 +158,14 @@ class Afar:
         head = Scorer(self.merged.head(length), self.spec) if length >= _SHORTEST else None
         return None if head is None or head.base.ratio.is_rounding else head
 
-    def _likely(self, state: Found, mistakes: Sequence[Mistake]) -> list[Found]:
-        """Those mistakes that bring the first positions nearest, on all of them."""
-        if self._head is None:
+    def _likely(self, state: Found, mistakes: Sequence[Mistake], otherwise: Scorer | None = None) -> list[Found]:
+        """Those mistakes that bring the first positions nearest, on all of them; `otherwise`: where none tell."""
+        scorer = self._head or otherwise
+        if scorer is None:
             return []
-        base, near = self._head.score(state.variant), list[tuple[tuple[int, float], Variant]]()
+        base, near = scorer.score(state.variant), list[tuple[tuple[int, float], Variant]]()
         for variant in _variants(state, mistakes):
-            score = self._head.score(variant)
+            score = scorer.score(variant)
             if not score < base:
                 continue
             if score.ratio.is_close and (found := self._scored(variant, state)).score.ratio.is_close:

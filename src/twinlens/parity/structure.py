@@ -202,21 +202,23 @@ def _instead(step: Step, read: str, other: str) -> Step:
 
 
 def norms_exchanged(rows: Mapping[str, Step]) -> Iterator[Otherwise]:
-    """A norm and what stands next to it, the rotation of queries and keys, in each other's place."""
-    made, enters = list[Step](), ""
+    """A norm and what stands next to it, the rotation of queries or keys, in each other's place; then of both."""
+    found = list[Otherwise]()
     for normalize, weight in _norms(rows):
         for step in rows.values():
             if step.reads[0] == weight.writes and step.op.removable and not isinstance(step.op, type(normalize.op)):
                 before = dataclasses.replace(
                     step, writes=f"{step.writes}{AGAIN}", reads=(*normalize.reads, *step.reads[1:])
                 )
-                made += [before, dataclasses.replace(normalize, reads=(before.writes,)), _copy(step, weight.writes)]
-                enters = enters or normalize.writes
-    if made:
-        yield Otherwise(
-            tuple(made), "norm.order", enters, "norm, then rotation", "rotation, then norm",
-            "queries and keys are normed after their rotation",
-        )  # fmt: skip
+                made = (before, dataclasses.replace(normalize, reads=(before.writes,)), _copy(step, weight.writes))
+                found.append(Otherwise(
+                    made, "norm.order", normalize.writes, "norm, then rotation", "rotation, then norm",
+                    f"{split(normalize.reads[0])[1]} is normed after its rotation",
+                ))  # fmt: skip
+    yield from found
+    if len(found) > 1:
+        made = tuple(row for each in found for row in each.rows)
+        yield dataclasses.replace(found[0], rows=made, words="queries and keys are normed after their rotation")
 
 
 def norms_shared(rows: Mapping[str, Step]) -> Iterator[Otherwise]:
