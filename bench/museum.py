@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +128,17 @@ def _run(visit: Visit) -> tuple[Visit, dict[str, Any]]:
         return visit, {"misses": [crashed], "named": [], "seconds": 0.0, "moves": [1.0, 0.0]}
 
 
+@cache
+def kept() -> dict[Visit, dict[str, Any]]:
+    """What was said before."""
+    lines = KEPT.read_text(encoding="utf-8").splitlines() if KEPT.exists() else []
+    return {Visit(**row["of"]): row["said"] for row in map(json.loads, lines)}
+
+
 def measured(wanted: list[Visit], workers: int) -> dict[Visit, dict[str, Any]]:
     """What is said of each visit, from the file where it was said before."""
     KEPT.parent.mkdir(parents=True, exist_ok=True)
-    lines = KEPT.read_text(encoding="utf-8").splitlines() if KEPT.exists() else []
-    known = {Visit(**row["of"]): row["said"] for row in map(json.loads, lines)}
+    known = dict(kept())
     todo = [v for v in wanted if v not in known]
     with KEPT.open("a", encoding="utf-8") as file, multiprocessing.get_context("spawn").Pool(workers) as pool:
         for visit, said in track(pool.imap_unordered(_run, todo), "museum", total=len(todo), transient=True):
@@ -230,9 +237,11 @@ def main() -> int:
     parser.add_argument("--wing", help="only this one")
     parser.add_argument("--several", type=int, default=40, help="pairs, and triples, of faults in one model")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--kept", action="store_true", help="of what earlier runs have kept, and run nothing")
     parser.add_argument("--write", type=Path, metavar="FILE", help="also write the page")
     asked = parser.parse_args()
     wanted = list(visits(asked.levels, asked.dtypes, asked.wing))
+    wanted = [v for v in wanted if v in kept()] if asked.kept else wanted
     groups = {size: list(several(size, asked.several, seed=size)) for size in (2, 3)} if asked.several else {}
     everything = measured([*wanted, *(v for group in groups.values() for v in group)], asked.workers)
     found = {v: everything[v] for v in wanted}
@@ -249,7 +258,8 @@ def main() -> int:
     console.print(*rest, sep="\n", markup=False)
     if asked.write:
         count = len(list(exhibits()))
-        what = f"seen: {', '.join(asked.levels)}; {' and '.join(asked.dtypes)}"
+        seen = dict.fromkeys(f"{v.level} in {v.dtype}" for v in wanted)
+        what = f"seen: {', '.join(seen)}"
         said = (
             f"{count} exhibits; {what}; {pages.conditions()}. Cost is in forward-equivalents of the diagnosis. Below "
             "the floor, and not counted, is a fault that moves logits by less than the dtype alone does. Exhibits of "
