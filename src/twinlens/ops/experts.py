@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from twinlens.fields import FACTOR, choice, number, order
-from twinlens.ops.base import Op, scaled
+from twinlens.ops.base import Op, is_of_16_bits, scaled
 from twinlens.ops.mlp import ACTIVATION_NAMES, act_size, activated
 from twinlens.ops.project import multiply, product_size
 from twinlens.shapes import Float, Int
@@ -89,10 +89,22 @@ class Experts(Op):
             gate_size, up_size = self._parts(product_size(read, U[e], None if a is None else a[e]))
             active = act_size(self.act, gate)
             steep = 2.0 * gate.abs() if self.act == "relu2" else 1.2
-            h = active * (2 * (up + self.shift).abs() + up_size) + steep * gate_size * (up + self.shift).abs()
-            out = product_size(h, V[e], None if c is None else c[e])
-            total.index_add_(0, at, _times(out, None if after is None else after.abs()) * 2)
+            other = (up + self.shift).abs()
+            out = self._carried((2 * active * other, active * up_size, steep * gate_size * other), active * other, V[e])
+            out = out if c is None else out + 2 * c[e].abs()
+            total.index_add_(0, at, _times(out, None if after is None else after.abs()))
         return total.view(x.shape)
+
+    @staticmethod
+    def _carried(sizes: tuple[Tensor, ...], h: Tensor, V: Tensor) -> Tensor:
+        """What roundings of the second product's input come to, and its own.
+
+        In 16 bits the input is stored, and what is lost of one entry has nothing to do with what is lost of another.
+        """
+        if not is_of_16_bits():
+            return 2 * product_size(sum(sizes, torch.zeros_like(h)), V, None)
+        lost = torch.stack(sizes).square().sum(0)
+        return (F.linear(lost, V.square()) + product_size(h, V, None).square()).sqrt()
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Normalize(Op):
 
     removable: ClassVar[str | None] = "norm.missing"
 
-    eps: float = number(parameter="norm.eps", within=(0.0, 0.1))
+    eps: float = number(parameter="norm.eps", within=(0.0, 0.2))
     kind: str = choice("rms", "layer", parameter="norm.kind")
     eps_place: str = choice("inside", "outside", parameter="norm.eps_place")
     variance: str = choice("biased", "unbiased", parameter="norm.variance")

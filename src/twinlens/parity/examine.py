@@ -187,7 +187,7 @@ class Examiner:
     def _unsolved(self, m: Merged, search: Search, found: Found | None) -> Examination:
         if search.base.ratio.is_rounding:
             return self._within_rounding(m, search)
-        share = 0.0
+        share, found = 0.0, found and search.scorer.telling(found)
         if found is not None and found.score.support == 0 and search.base.rms > 0:
             share = 1.0 - found.score.rms / search.base.rms
         nearest = tuple(hypotheses.show(c, self.spec) for c in found.variant.changes) if found else ()

@@ -10,7 +10,7 @@ import torch
 from twinlens.parity.changes import SetField, Variant, slot
 from twinlens.parity.fit import Number, constants, numbers
 from twinlens.parity.numbers import Numbers
-from twinlens.parity.score import Found
+from twinlens.parity.score import MOSTLY, Found
 from twinlens.spec import Step
 
 _SEEN = 0.3
@@ -48,7 +48,8 @@ def _faint(estimates: Numbers, of: Callable[[Iterable[Step]], list[Number]]) -> 
             continue
         if float(lengths[i] * at[i].abs() / size) < _ACTS:
             found = _rounded(estimates, found)
-        if found is not None and found.score.rms < scorer.base.rms:
+        near = 1.0 if scorer.base.ratio.is_close else MOSTLY  # what is far from the step's own rounding is no noise
+        if found is not None and found.score.rms < near * scorer.base.rms:
             return None if estimates.is_off_by_ulps() else found
     return None
 

@@ -48,7 +48,7 @@ class Rebuilt:
         return next((s for s in self.steps if s.writes == step.writes), step)
 
     def built(self, steps: Sequence[Step]) -> tuple[Step, ...]:
-        """The steps with the change made, each after what it reads."""
+        """The steps with the change made, each after what it reads. Raises ValueError where two need one another."""
         there = [s.writes for s in steps]
         rows = {s.writes: s for s in (*steps, *self.steps)}
         made, begun = dict[str, Step](), set[str]()
@@ -56,6 +56,8 @@ class Rebuilt:
         def put(site: str) -> None:
             begun.add(site)
             for read in rows[site].reads:
+                if read in begun and read not in made:
+                    raise ValueError(f"{site} and {read} are computed from one another")
                 if read in rows and read not in begun:
                     put(read)
             made[site] = rows[site]

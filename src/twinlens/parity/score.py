@@ -155,6 +155,15 @@ class Scorer:
                 found = Found(fewer, score, found.intervals, found.names)
         return found
 
+    def telling(self, found: Found) -> Found:
+        """Of changes that do not explain the step those without which much more is left."""
+        for change in found.variant.changes:
+            fewer = found.variant.without(change)
+            score = self.score(fewer)
+            if fewer and score.support <= found.score.support and score.rms <= REDUNDANT * found.score.rms:
+                found = Found(fewer, score, found.intervals, found.names)
+        return found
+
     def effective(self, variant: Variant) -> Variant:
         """Without what changes nothing here."""
         return Variant(

@@ -149,18 +149,19 @@ def _norms(rows: Mapping[str, Step]) -> list[tuple[Step, Step]]:
 
 
 def norms_before(spec: Spec, layer: int) -> Iterator[Otherwise]:
-    """Norms of what sublayers give, each instead of what its sublayer reads; then also with the site of the stream at
-    what the sublayer reads, in every layer.
+    """Norms of what sublayers give, each instead of what its sublayer reads: of one sublayer, of all; then also with
+    the site of the stream at what the sublayer reads, here and in every layer.
     """
     layers = sorted({at for s in spec.steps if (at := split(s.writes)[0]) is not None})
     norms = {at: list(_after_sublayers(rows_of(spec, at))) for at in layers}
-    enters = next((normalize.writes for normalize, *_ in norms[layer]), "")
-    here = [s for n in norms[layer] for s in _before(spec, *n)]
-    there = [s for at in layers for n in norms[at] for s in _before(spec, *n, apart=True)]
-    for made in (here, _with_streams(there, spec)):
-        if enters:
+    for some in ([[n] for n in norms[layer]] if len(norms[layer]) > 1 else []) + [norms[layer]]:
+        kinds = {generic(normalize.writes) for normalize, *_ in some}
+        alike = [n for at in layers for n in norms[at] if generic(n[0].writes) in kinds]
+        here = [s for n in some for s in _before(spec, *n)]
+        apart = ([s for n in these for s in _before(spec, *n, apart=True)] for these in (some, alike))
+        for made in (here, *(_with_streams(rows, spec) for rows in apart)) if some else ():
             yield Otherwise(
-                tuple(made), "norm.order", enters, "after the sublayer", "before the sublayer",
+                tuple(made), "norm.order", some[0][0].writes, "after the sublayer", "before the sublayer",
                 "what a sublayer reads is normed, not what it gives",
             )  # fmt: skip
 
