@@ -186,3 +186,13 @@ def test_a_token_that_takes_another_expert_within_rounding_is_counted() -> None:
     taken = [[s[f"blocks.{i}.mlp.router.hook_indices"].sort(-1).values for i in range(3)] for s in sites]
     flipped = torch.stack([(a != b).any(-1) for a, b in zip(*taken, strict=True)]).any(0)
     assert report.flips == int(flipped.sum()) > 0
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v3"])
+def test_another_activation_of_experts_is_no_rounding_of_16_bits(family: str) -> None:
+    reference: Any = tiny(family, dtype=torch.bfloat16)
+    candidate = copy.deepcopy(reference)
+    for block in blocks(candidate):
+        block.experts.act_fn = torch.nn.ReLU()
+    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference))
+    assert [(c.parameter, c.reference, c.candidate) for c in report.causes] == [("mlp.act", "silu", "relu")]

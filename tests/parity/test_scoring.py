@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -16,10 +17,11 @@ from twinlens.fields import kinds
 from twinlens.museum.hands import attention, method, modeling, norms
 from twinlens.museum.tiny import FAMILIES, random_tokens
 from twinlens.ops import Normalize, NormWeight, Scores
+from twinlens.parity.changes import SetField, Variant
 from twinlens.parity.closed_form import closed_form
 from twinlens.parity.judge import Judge
 from twinlens.parity.merged import merge
-from twinlens.parity.score import Scorer
+from twinlens.parity.score import Found, Scorer
 
 
 def test_a_kernels_last_step_is_judged_from_the_site_before_it() -> None:
@@ -97,3 +99,17 @@ def test_a_number_below_the_noise_of_every_entry_is_named() -> None:
 def test_a_number_that_is_not_finite_has_no_name() -> None:
     assert closed_form(math.inf, (1.0, math.inf)) is None
     assert ops.Scores(1.0).masked is None
+
+
+def test_what_says_nothing_is_no_part_of_a_cause() -> None:
+    reference: Any = FAMILIES["llama"]()
+    candidate = copy.deepcopy(reference)
+    candidate.model.layers[0].self_attn.scaling *= 1.1
+    judge = twinlens.compare(reference, candidate, tokens=random_tokens(reference)).judge
+    assert isinstance(judge, Judge)
+    site = "blocks.0.attn.hook_attn_scores"
+    steps = merge(judge.computed.spec, judge.candidate.sites, judge.weights, judge.meter)
+    scorer = next(Scorer(m, judge.computed.spec) for m in steps if m.target == site)
+    scale = SetField((site,), "scale", judge.computed.spec.at[site].op.scale / 1.1)  # type: ignore[attr-defined]
+    both = Variant((scale, SetField((site,), "kv_map", "repeat")))
+    assert scorer.telling(Found(both, scorer.score(both))).variant.changes == (scale,)

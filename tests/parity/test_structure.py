@@ -150,3 +150,19 @@ def test_keys_alone_are_normed_after_their_rotation() -> None:
     (cause,) = report.causes
     assert (cause.parameter, cause.site) == ("norm.order", "blocks.0.attn.k_norm.hook_normalized")
     assert "hook_k is normed after its rotation" in cause.evidence
+
+
+def test_the_norm_of_one_sublayer_stands_before_it_and_that_of_the_other_does_not() -> None:
+    reference: Any = tiny("olmo2")
+    candidate = copy.deepcopy(reference)
+    layer = candidate.model.layers[2]
+
+    def forward(x: torch.Tensor, **more: Any) -> torch.Tensor:
+        x = x + layer.post_attention_layernorm(layer.self_attn(hidden_states=x, **more)[0])
+        return x + layer.mlp(layer.post_feedforward_layernorm(x))
+
+    layer.forward = forward
+    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference))
+    (cause,) = report.causes
+    assert (cause.parameter, cause.layers, report.unexplained) == ("norm.order", [2], [])
+    assert cause.site == "blocks.2.ln2_post.hook_normalized"
