@@ -250,7 +250,7 @@ class Grafted:
                 raise CaptureError(f"{site} was mended by a graft, which sees one call alone; call the module {how}.")
 
     def _other_code(self, call: Arguments, plan: Plan) -> CaptureError:
-        how = "with use_cache=False" if call.cache is not None else "as it was compared, or fix it again"
+        how = "with use_cache=False" + ("" if call.cache is not None else " or as it was compared, or fix it again")
         return CaptureError(
             f"{type(self.module).__name__} runs other code in this call than when it was mended, in which "
             f"{', '.join(plan.sites[:3])} cannot be told; call it {how}."
