@@ -7,7 +7,7 @@ dtype do.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,17 +117,20 @@ def curves(found: dict[Planted, dict[str, Any]], clean: dict[Pair, dict[str, Any
             rows.append((f"{off:.0e}", *(str(len(x)) for x in (these, counts, seen, named, false))))
         heads = ("off by", "planted", "count", "of these seen", "named, nothing else", "another name, of all")
         yield Table(f"Faults in {dtype}; one counts that moves the logits by more than {most:.1e}", heads, tuple(rows))
-        yield smallest(found, dtype)
+        title = f"Named, the change right to its half, {dtype}"
+        yield by(found, dtype, f"{title}, by parameter", "parameter", lambda p, s: s["parameter"], "named")
+        yield by(found, dtype, f"{title}, by family", "family", lambda p, s: p.family, "named")
 
 
-def smallest(found: dict[Planted, dict[str, Any]], dtype: str) -> Table:
-    """For each parameter how many of its numbers were seen at which size."""
+def by(
+    found: dict[Planted, dict[str, Any]], dtype: str, title: str, head: str,
+    kind: Callable[[Planted, dict[str, Any]], str], what: str,
+) -> Table:  # fmt: skip
+    """Of each kind how many faults of each size were found; and the smallest one."""
     rows = list[tuple[str, ...]]()
-    for parameter in sorted({s["parameter"] for s in found.values()}):
-        cells = [parameter]
-        for off in OFF:
-            these = [s for p, s in found.items() if (p.dtype, p.off, s["parameter"]) == (dtype, off, parameter)]
-            cells.append(f"{sum(s['named'] for s in these)} of {len(these)}")
-        rows.append(tuple(cells))
-    heads = ("parameter", *(f"{off:.0e}" for off in OFF))
-    return Table(f"Named, the change right to its half, {dtype}", heads, tuple(rows))
+    for one in sorted({kind(p, s) for p, s in found.items()}):
+        of = [(p, s) for p, s in found.items() if p.dtype == dtype and kind(p, s) == one]
+        sizes = [[bool(s[what]) for p, s in of if p.off == off] for off in OFF]
+        least = next((f"{off:.0e}" for off, these in zip(OFF, sizes, strict=True) if any(these)), "none")
+        rows.append((one, *(f"{sum(these)} of {len(these)}" for these in sizes), least))
+    return Table(title, (head, *(f"{off:.0e}" for off in OFF), "smallest"), tuple(rows))
