@@ -118,19 +118,19 @@ def curves(found: dict[Planted, dict[str, Any]], clean: dict[Pair, dict[str, Any
         heads = ("off by", "planted", "count", "of these seen", "named, nothing else", "another name, of all")
         yield Table(f"Faults in {dtype}; one counts that moves the logits by more than {most:.1e}", heads, tuple(rows))
         title = f"Named, the change right to its half, {dtype}"
-        yield by(found, dtype, f"{title}, by parameter", "parameter", lambda p, s: s["parameter"], "named")
-        yield by(found, dtype, f"{title}, by family", "family", lambda p, s: p.family, "named")
+        yield by(found, dtype, f"{title}, by parameter", "parameter", lambda p, s: s["parameter"])
+        yield by(found, dtype, f"{title}, by family", "family", lambda p, s: p.family)
 
 
 def by(
     found: dict[Planted, dict[str, Any]], dtype: str, title: str, head: str,
-    kind: Callable[[Planted, dict[str, Any]], str], what: str,
+    kind: Callable[[Planted, dict[str, Any]], str],
 ) -> Table:  # fmt: skip
-    """Of each kind how many faults of each size were found; and the smallest one."""
+    """Of each kind how many faults of each size were named; and the smallest size of which one was."""
     rows = list[tuple[str, ...]]()
     for one in sorted({kind(p, s) for p, s in found.items()}):
         of = [(p, s) for p, s in found.items() if p.dtype == dtype and kind(p, s) == one]
-        sizes = [[bool(s[what]) for p, s in of if p.off == off] for off in OFF]
+        sizes = [[bool(s["named"]) for p, s in of if p.off == off] for off in OFF]
         least = next((f"{off:.0e}" for off, these in zip(OFF, sizes, strict=True) if any(these)), "none")
         rows.append((one, *(f"{sum(these)} of {len(these)}" for these in sizes), least))
     return Table(title, (head, *(f"{off:.0e}" for off in OFF), "smallest"), tuple(rows))
