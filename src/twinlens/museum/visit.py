@@ -51,7 +51,6 @@ def misses(exhibit: Exhibit, report: Result) -> list[str]:
     used = set[int]()
     for want in exhibit.causes:
         rows = [c for c in report.causes if fits(want, c)]
-        rows = [c for c in rows if tuple(c.layers) == want.layers] or rows  # another exhibit's may fit as well
         used |= {id(c) for c in rows}
         bad += _lacks(want, rows)
     bad += [
