@@ -137,13 +137,12 @@ class Examiner:
 
     def besides(self, m: Merged, scorer: Scorer, e: Examination) -> Examination | None:
         """A step that is explained, with numbers that it tells too beside its changes; None where there are none."""
-        before = scorer.judged(e.changes)
         for proposal in self._elsewhere.proposals(m):
             more = Variant(tuple(c for c in proposal.changes if not clash(c, e.changes)))
             found = told(scorer, e.changes + more) if more else Found(e.changes, scorer.base)
             new = [c for c in more.changes if slot(c) in found.intervals]
             kept = all(c in found.variant.changes for c in e.changes.changes)
-            if new and kept and found.score < before and scorer.is_explained(found.score):
+            if new and kept and scorer.is_explained(found.score) and found.score < scorer.judged(e.changes):
                 return self.solved(m, scorer, replace(found, intervals=found.intervals | e.intervals, names=e.names))
         return None
 

@@ -37,14 +37,21 @@ class Merged:
     """What the declared model stores at each site."""
     declared: Spec
     """What the reference is said to be, where it computes otherwise."""
-    share: float = 1.0
-    """Of the run's positions, those that are there (`head`)."""
+    gone: int = 0
+    """Positions at the end that are left out (`head`)."""
 
     def head(self, length: int) -> Merged:
         """The same on the first positions, which look at no later ones."""
-        whole = self.sites["tokens"].shape[1]
-        sites = {site: _without_last(site, x, whole - length) for site, x in self.sites.items()}
-        return dataclasses.replace(self, sites=sites, share=length / whole)
+        gone = self.sites["tokens"].shape[1] - length
+        return dataclasses.replace(
+            self, sites={site: _without_last(site, x, gone) for site, x in self.sites.items()}, gone=gone
+        )
+
+    @property
+    def share(self) -> float:
+        """Of the run's positions, those that are there."""
+        length = self.sites["tokens"].shape[1]
+        return length / (length + self.gone)
 
     @cached_property
     def value(self) -> Tensor:
@@ -111,12 +118,9 @@ class Merged:
     def given(self, variant: Variant) -> Mapping[str, Tensor]:
         """What the steps read of the run, and what a variant feeds instead."""
         found = variant.inputs(self._narrowed)
-        if self.share == 1.0 or found is self._narrowed:
-            return found
-        length = self.sites["tokens"].shape[1]
-        last = round(length / self.share) - length
-        fed = {k: _without_last(k.removeprefix("candidate:"), x, last) for k, x in found.items() if k not in self.sites}
-        return {**found, **fed}
+        fed = found.keys() - self.sites.keys() if self.gone else ()
+        cut = {k: _without_last(k.removeprefix("candidate:"), found[k], self.gone) for k in fed}
+        return {**found, **cut} if cut else found
 
     def precision(self, step: Step, value: torch.dtype | None) -> torch.dtype:
         """What a precision field says: None is what the declared step reads."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -146,22 +146,25 @@ class Scorer:
 
     def pruned(self, found: Found) -> Found:
         """None of the changes can be left out."""
-        for change in found.variant.changes:
-            fewer = found.variant.without(change)
-            if not fewer:
-                continue
-            score = self.score(fewer)
-            if score.rms <= REDUNDANT * found.score.rms and self.is_explained(score := self.tried(fewer, score)):
-                found = Found(fewer, score, found.intervals, found.names)
-        return found
+
+        def explained(fewer: Variant, score: Score) -> Score | None:
+            tried = self.tried(fewer, score)
+            return tried if self.is_explained(tried) else None
+
+        return self._needed(found, explained)
 
     def telling(self, found: Found) -> Found:
         """Of changes that do not explain the step those without which much more is left."""
+        return self._needed(found, lambda _, score: score)
+
+    def _needed(self, found: Found, still: Callable[[Variant, Score], Score | None]) -> Found:
+        """Without the changes of which nothing is seen, where what is left still counts, by the score that is given."""
         for change in found.variant.changes:
             fewer = found.variant.without(change)
-            score = self.score(fewer)
-            if fewer and score.support <= found.score.support and score.rms <= REDUNDANT * found.score.rms:
-                found = Found(fewer, score, found.intervals, found.names)
+            score = self.score(fewer) if fewer else _FAR
+            near = score.support <= found.score.support and score.rms <= REDUNDANT * found.score.rms
+            if near and (kept := still(fewer, score)) is not None:
+                found = Found(fewer, kept, found.intervals, found.names)
         return found
 
     def effective(self, variant: Variant) -> Variant:

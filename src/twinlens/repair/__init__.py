@@ -43,16 +43,15 @@ def fix(report: Report, candidate: object = None, *, order: bool = False, progre
     if report.lengths is not None:
         return _of_calls(report, candidate, order=order, progress=progress)
     side = report.sides[1] if candidate is None else subject(candidate, getattr(report.sides[1], "call", None))
-    words = list[str]()
-    if isinstance(side, Elsewhere):
-        near = _from_near(report, side, progress)
-        assert near.judge is not None
-        side = replace(side, mend=_job(near.judge, wanted(near, order=order)))
-    elif isinstance(side, Live):
-        near = _from_near(report, side, progress)
-        words = _mended(near, side, wanted(near, order=order)).words
-    else:
+    if not isinstance(side, Elsewhere | Live):
         raise _no_live_model(side)
+    near = _from_near(report, side, progress)
+    assert near.judge is not None
+    these, words = wanted(near, order=order), list[str]()
+    if isinstance(side, Elsewhere):
+        side = replace(side, mend=_job(near.judge, these))
+    else:
+        words = _mended(near, side, these).words
     again = run(
         (report.sides[0], side),
         report.declared,
