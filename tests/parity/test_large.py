@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import twinlens
 from twinlens.museum.tiny import random_tokens, tiny_gemma2
+from twinlens.ops import Op, Unembed
 from twinlens.parity import oracle, weighing
+from twinlens.parity.oracle import _constant
 from twinlens.report import words
 
 
@@ -64,3 +67,21 @@ def test_parts_say_what_the_whole_says(
     said, expected = ([(c.site, c.layers, c.status, words.change(c)) for c in r.causes] for r in (parts, whole))
     assert said == expected  # of sums in another order what they cost may differ by a step
     assert (parts.verdict, parts.explained) == (whole.verdict, whole.explained)
+
+
+def test_a_large_product_is_done_once_for_all_that_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, candidate = tiny_gemma2(), tiny_gemma2()
+    cap(candidate)
+    monkeypatch.setattr(oracle, "LARGE", 100)
+    done, plain = list[tuple[str, int, float]](), oracle.in_parts
+
+    def counted(op: Op, reads: Sequence[Tensor], arguments: Mapping[str, Tensor], *of: Any) -> Tensor:
+        x = _constant(reads[0])
+        if isinstance(op, Unembed):
+            done.append((str(of), x.shape[1], float(x.sum())) if x is not None else ("a derivative", 0, 0.0))
+        return plain(op, reads, arguments, *of)
+
+    monkeypatch.setattr(oracle, "in_parts", counted)
+    report = twinlens.compare(reference, candidate)
+    assert [c.parameter for c in report.causes] == ["unembed.softcap"]
+    assert len(done) <= 3 * len(set(done))  # merged steps are made anew where the reference is looked at, and a cause

@@ -87,9 +87,11 @@ class Lookahead:
         return (step, partner), [(one, other) for one, other in pairs if agree(one, other)]
 
     def _distinct(self, step: Step, expected: Tensor | None) -> list[Guess]:
-        """What a site could be; of parts, which are moved on their way and not changed, each value once."""
+        """What a site could be; of parts, which are moved on their way and not changed, each value once, and of tables,
+        which are cut anew for each layer.
+        """
         guesses = list(self._guesses(step, expected))
-        if not step.op.cuts:
+        if not step.op.cuts and "tokens" in self._upstream[step.writes]:
             return guesses
         once: list[Guess] = []
         for guess in guesses:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +13,13 @@ from torch import Tensor
 
 from twinlens import sites as names
 from twinlens.capture.graph import Graph
-from twinlens.capture.layout import Layout, Wanted, distance, layouts, tolerance, variants
+from twinlens.capture.layout import TOLERANCE, Layout, Wanted, distance, layouts, tolerance, variants
 
 LOWEST = -1e30
 """Below this, a score is a mask's: -inf and finfo.min are the same (finfo.min of float16 is never masked deeper)."""
+
+COARSEST = 1.01 * max(TOLERANCE.values())
+"""Norms farther apart than this, relative to their size, are not looked at."""
 
 
 def lowest(scores: Tensor) -> float:
@@ -55,6 +59,7 @@ class Search:
         """Nodes that hold the same site again: a norm done once for q, once for k, once for v; or that are told by the
         same choice: the largest scores, and where they stand."""
         self._norms: dict[int, float] = {}
+        self._by_norm: dict[tuple[int, bool], tuple[list[float], list[int]]] = {}
         self._by_size: dict[tuple[int, bool], list[int]] = {}
         for node in graph.nodes:
             value = node.value
@@ -72,15 +77,20 @@ class Search:
         """Those that descend from the tokens: a table may be cut from its buffer anew for each use."""
         return (node for node in nodes if self.graph.nodes[node].tokens)
 
-    def nodes(self, count: int, of: Iterable[int], before: Iterable[int] = (), *, whole: bool = False) -> Iterator[int]:
-        """Nodes of `count` entries, `whole` numbers or not, that descend from `of`, and each of `before` from them."""
+    def nodes(
+        self, count: int, of: Iterable[int], before: Iterable[int] = (), *, whole: bool = False,
+        size: float | None = None,
+    ) -> Iterator[int]:  # fmt: skip
+        """Nodes of `count` entries, `whole` numbers or not, of about a norm, that descend from `of`, and each of
+        `before` from them.
+        """
         above, needed, groups = tuple(before), 0, list[int]()
         for i in of:
             if i in self.twins:
                 groups.append(1 << i | sum(1 << t for t in self.twins[i] if t != i))
             else:
                 needed |= 1 << i
-        for node in self._by_size.get((count, whole), ()):
+        for node in self._by_size.get((count, whole), ()) if size is None else self._of_norm(count, whole, size):
             bits = self.above[node]
             if (
                 bits & needed == needed
@@ -108,17 +118,29 @@ class Search:
         """Every node that is near enough."""
         for form in variants(wanted):
             size = math.sqrt(float(form.value.float().square().sum())) if form.counts is None else None
-            for node in self._sized(form, of):
+            for node in self._sized(form, of, size):
                 match = self._compare(node, form, size)
                 if match is not None:
                     yield match
 
-    def _sized(self, form: Wanted, of: tuple[int, ...]) -> Iterator[int]:
+    def _sized(self, form: Wanted, of: tuple[int, ...], size: float | None) -> Iterator[int]:
         count = form.value.numel()
-        yield from self.nodes(count, of, whole=not form.value.is_floating_point())
+        yield from self.nodes(count, of, whole=not form.value.is_floating_point(), size=size)
         if "k" in form.axes:
             for copies in range(2, 1 + self.sizes["h"] // self.sizes["k"]):
-                yield from self.nodes(count * copies, of)
+                yield from self.nodes(count * copies, of, size=None if size is None else size * math.sqrt(copies))
+
+    def _of_norm(self, count: int, whole: bool, size: float) -> Sequence[int]:
+        """Nodes whose norm may be near to `size`, in the order of the call."""
+        among = self._by_size.get((count, whole), [])
+        if not math.isfinite(size):
+            return among
+        if (count, whole) not in self._by_norm:
+            ranked = sorted((norm, node) for node in among if math.isfinite(norm := self.norm(node)))
+            self._by_norm[count, whole] = [norm for norm, _ in ranked], [node for _, node in ranked]
+        norms, nodes = self._by_norm[count, whole]
+        off = COARSEST * size + 1e-30
+        return sorted(nodes[bisect_left(norms, size - off) : bisect_right(norms, size + off)])
 
     def _compare(self, node: int, form: Wanted, size: float | None) -> Match | None:
         theirs = self.graph[node]

@@ -73,6 +73,18 @@ class Op:
         """
         yield self, reads, weights
 
+    def bare(self) -> Op | None:
+        """The product alone, where the rest is done to each entry of it (`finished`). None where there is no rest."""
+        return None
+
+    def finished(self, value: Tensor) -> Tensor:
+        """What the rest makes of the bare product."""
+        return value
+
+    def finished_magnitude(self, value: Tensor, magnitude: Tensor) -> Tensor:
+        """`magnitude`, of the bare product and its own."""
+        return magnitude
+
     def compared(self, value: Tensor, *reads: Any, **weights: Any) -> Tensor:
         """What tells how far a written value is from another: of a choice, what was chosen, whatever its order."""
         return value

@@ -174,10 +174,15 @@ class Unembed(Op):
         b: Float[Tensor, " v"] | None = None,
     ) -> Float[Tensor, "b p v"]:
         bias = None if b is None else cast(b, self.dtype)
-        y = multiply(cast(x, self.dtype), cast(W, self.dtype), bias, self.product, 0, False)
+        return self.finished(multiply(cast(x, self.dtype), cast(W, self.dtype), bias, self.product, 0, False))
+
+    def bare(self) -> Unembed:
+        return self.replace(softcap=None, factor=1.0)
+
+    def finished(self, value: Tensor) -> Tensor:
         if not (isinstance(self.factor, float) and self.factor == 1.0):
-            y = y * self.factor if self.factored == "multiply" else y / (1.0 / self.factor)
-        return soft_cap(y, self.softcap, self.scaling)
+            value = value * self.factor if self.factored == "multiply" else value / (1.0 / self.factor)
+        return soft_cap(value, self.softcap, self.scaling)
 
     def parts(
         self, entries: int, x: Tensor, W: Tensor, b: Tensor | None = None
@@ -191,8 +196,11 @@ class Unembed(Op):
         return value / self.factor
 
     def magnitude(self, x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
-        y = product_size(x, W, b) * abs(float(self.factor))
-        return y if self.softcap is None else y + self(x, W, b).abs()
+        return self.finished_magnitude(self.bare()(x, W, b), product_size(x, W, b))
+
+    def finished_magnitude(self, value: Tensor, magnitude: Tensor) -> Tensor:
+        magnitude = magnitude * abs(float(self.factor))
+        return magnitude if self.softcap is None else magnitude + self.finished(value).abs()
 
 
 def soft_cap(x: Tensor, cap: float | None, scaling: str = "divide") -> Tensor:

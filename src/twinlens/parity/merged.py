@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ class Merged:
     """What the reference is said to be, where it computes otherwise."""
     gone: int = 0
     """Positions at the end that are left out (`head`)."""
+    products: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Operand and result of products with large weights (`Oracle`)."""
 
     def head(self, length: int) -> Merged:
         """The same on the first positions, which look at no later ones."""

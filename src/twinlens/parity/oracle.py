@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 from twinlens.ops.base import Op
 from twinlens.parity.changes import Variant
@@ -39,13 +41,43 @@ class Oracle:
     def __call__(self, variant: Variant, noise: Noise | None = None) -> Tensor:
         """The target under a variant's changes."""
         step, reads, arguments = self.last(variant, noise)
-        return self._compared(step, in_parts(step, reads, arguments))
+        return self._compared(step, self.computed(step, reads, arguments))
 
     def with_magnitude(self, variant: Variant) -> tuple[Tensor, Tensor]:
         """The target, and what one unit of roundoff in its own step is multiplied by."""
         step, reads, arguments = self.last(variant)
-        value = self._compared(step, in_parts(step, reads, arguments))
-        return value, self._on_rows(step, in_parts(step, reads, arguments, size))
+        value = self._compared(step, self.computed(step, reads, arguments))
+        return value, self._on_rows(step, self.magnitude(step, reads, arguments))
+
+    def computed(self, step: Step, reads: Sequence[Tensor], arguments: Mapping[str, Tensor]) -> Tensor:
+        """A step in float64."""
+        bare = step.op.bare()
+        if bare is None or not _is_held(arguments):
+            return in_parts(step.op, reads, arguments)
+        return step.op.finished(self._kept(_value, bare, step, reads, arguments))
+
+    def magnitude(self, step: Step, reads: Sequence[Tensor], arguments: Mapping[str, Tensor]) -> Tensor:
+        """What one unit of roundoff inside a step is multiplied by."""
+        bare = step.op.bare()
+        if bare is None or not _is_held(arguments):
+            return in_parts(step.op, reads, arguments, _size)
+        both = (self._kept(of, bare, step, reads, arguments) for of in (_value, _size))
+        return step.op.finished_magnitude(*both)
+
+    def _kept(
+        self, of: Callable[..., Tensor], bare: Op, step: Step, reads: Sequence[Tensor], arguments: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The product with a large weight, done once for all that is tried of the same operand."""
+        x = _constant(reads[0])
+        key = of, bare, tuple(w.name for _, w in step.weights)
+        before = self.merged.products.get(key)
+        if x is not None and before is not None and torch.equal(before[0], x):
+            return before[1]
+        value = in_parts(bare, reads, arguments, of)
+        kept = _constant(value)
+        if x is not None and kept is not None and not any(w.name.startswith("candidate:") for _, w in step.weights):
+            self.merged.products[key] = x, kept
+        return value
 
     def _compared(self, step: Step, value: Tensor) -> Tensor:
         return self.merged.compared(self._on_rows(step, value), self.rows)
@@ -60,7 +92,7 @@ class Oracle:
         for step, reads, arguments in self.each(variant, values):
             if step.writes == self.merged.target:
                 return step, reads, arguments
-            value = in_parts(step, reads, arguments)
+            value = self.computed(step, reads, arguments)
             values[step.writes] = value if noise is None else noise(step, value)
         raise AssertionError(self.merged.target)
 
@@ -105,20 +137,34 @@ def _value(op: Op, *reads: Any, **weights: Any) -> Tensor:
     return op(*reads, **weights)
 
 
-def size(op: Op, *reads: Any, **weights: Any) -> Tensor:
+def _size(op: Op, *reads: Any, **weights: Any) -> Tensor:
     """What one unit of roundoff inside a step is multiplied by."""
     return op.magnitude(*reads, **weights)
 
 
+def _constant(x: Tensor) -> Tensor | None:
+    """A tensor that does not depend on what a derivative is taken by, without the wrapping; else None."""
+    while is_functorch_wrapped_tensor(x):
+        if forward_ad.unpack_dual(x).tangent is not None:
+            return None
+        x = get_unwrapped(x)
+    return x
+
+
+def _is_held(arguments: Mapping[str, Tensor]) -> bool:
+    """Whether a weight is still in the dtype in which it is held."""
+    return any(w.is_floating_point() and w.dtype != torch.float64 for w in arguments.values())
+
+
 def in_parts(
-    step: Step, reads: Sequence[Tensor], arguments: Mapping[str, Tensor], of: Callable[..., Tensor] = _value
+    op: Op, reads: Sequence[Tensor], arguments: Mapping[str, Tensor], of: Callable[..., Tensor] = _value
 ) -> Tensor:
-    """A step, or what is `of` it, in float64; a weight that is still in the dtype in which it is held, part by part."""
-    if all(w.dtype == torch.float64 or not w.is_floating_point() for w in arguments.values()):
-        return of(step.op, *reads, **arguments)
+    """An operation, or what is `of` it, in float64; a weight that is still as it is held, part by part."""
+    if not _is_held(arguments):
+        return of(op, *reads, **arguments)
     found = [
-        of(op, *some, **{name: double(w) for name, w in weights.items()})
-        for op, some, weights in step.op.parts(LARGE, *reads, **arguments)
+        of(part, *some, **{name: double(w) for name, w in weights.items()})
+        for part, some, weights in op.parts(LARGE, *reads, **arguments)
     ]
     return found[0] if len(found) == 1 else torch.cat(found, dim=2)
 

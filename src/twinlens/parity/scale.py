@@ -12,7 +12,7 @@ from twinlens.ops.attention import UNREACHED
 from twinlens.ops.base import of_16_bits
 from twinlens.parity.changes import Variant
 from twinlens.parity.merged import Merged
-from twinlens.parity.oracle import Oracle, in_parts, size
+from twinlens.parity.oracle import Oracle
 from twinlens.parity.rounding import WIDE, Ratio, by_rows, difference
 from twinlens.parity.rows import Noise, Rows
 
@@ -117,9 +117,9 @@ def roundings(
         if step.op.chooses:
             continue
         if not _is_short(dtypes[site]):
-            sizes[site] = u * in_parts(step, reads, arguments, size)
+            sizes[site] = u * oracle.magnitude(step, reads, arguments)
             continue
-        error = difference(site, values[site], in_parts(step, reads, arguments)).abs()
+        error = difference(site, values[site], oracle.computed(step, reads, arguments)).abs()
         least = u * values[site].abs() * (_LEAST if plain[site].dtype == dtypes[site] else 1.0)
         sizes[site] = torch.maximum(error, least.masked_fill(values[site] < UNREACHED, 0.0))
     return sizes
