@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from transformers.utils import logging
 
 import twinlens
 from bench.pages import conditions, page
@@ -53,6 +55,10 @@ def _cap(model: Any) -> None:
     model.config.final_logit_softcapping = 25.0
 
 
+def _base(model: Any) -> None:
+    model.model.rotary_emb.inv_freq **= math.log(20_000) / math.log(10_000)
+
+
 def _nothing(model: Any) -> None:
     pass
 
@@ -62,8 +68,9 @@ FAULTS: dict[str, tuple[str, Callable[[Any], None]]] = {
     "scale": ("a layer's scale of scores off by 1 %", _scale),
     "eps": ("eps 1e-5 for 1e-6 in the first norm of every layer", _eps),
     "cap": ("cap of the logits 25 for 30", _cap),
+    "base": ("rotary base 20,000 for 10,000", _base),
 }
-SHARED, LIMITED = ("scale", "eps", "cap"), ("scale",)
+SHARED, LIMITED = ("scale", "eps", "cap", "base"), ("scale",)
 
 
 # ------------------------------------------------------------------------------------- one case, in its own process
@@ -246,6 +253,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="twinlens-scale-") as temporary:
         folder = given.folder or Path(temporary)
+        logging.set_verbosity_error()  # positions fewer than those that its rotation begins to scale at
         found = costs(folder)
         made = list(tables(folder, given.large, given.limit))
     growth = Table(

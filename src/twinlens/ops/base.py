@@ -16,6 +16,8 @@ from torch import Tensor
 from twinlens.fields import kinds
 
 REGISTRY: dict[str, type[Op]] = {}
+LARGE = 1 << 26
+"""Entries of a weight beyond which it is widened part by part, each time anew: half a gigabyte in float64."""
 _of_16_bits = ContextVar("of_16_bits", default=False)
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from twinlens.fields import FACTOR, choice, number, order, precision, size
-from twinlens.ops.base import Op, cast, in_rows, is_of_16_bits
+from twinlens.ops.base import LARGE, Op, cast, in_rows, is_of_16_bits
 from twinlens.shapes import Float
 
 
@@ -277,7 +277,8 @@ def _split(x: Tensor, W: Tensor, heads: int, from_heads: bool) -> Tensor:
 
 
 def _float64(x: Tensor, W: Tensor, heads: int, from_heads: bool) -> Tensor:
-    return F.linear(x.double(), W.double()).to(x.dtype)
+    wide = x.double()
+    return torch.cat([F.linear(wide, w.double()).to(x.dtype) for w in W.split(max(LARGE // W.shape[1], 1))], dim=-1)
 
 
 _PRODUCTS = {

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from twinlens.fields import FACTOR, Kind, from_smooth, kinds, to_smooth
+from twinlens.ops.base import LARGE
 from twinlens.parity.changes import Change, SetField, Use, Variant, twins
-from twinlens.parity.oracle import LARGE, Oracle
+from twinlens.parity.oracle import Oracle
 from twinlens.parity.rounding import by_rows, difference
 from twinlens.sites import split
 from twinlens.spec import Step, Weights

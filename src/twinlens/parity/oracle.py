@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
-from twinlens.ops.base import Op
+from twinlens.ops.base import LARGE, Op
 from twinlens.parity.changes import Variant
 from twinlens.parity.rows import Noise, Rows
 from twinlens.spec import Step, Weights, exact
@@ -127,10 +127,6 @@ class Oracle:
         if not name.startswith("candidate:"):  # another one in each variant
             self.weights[name] = wide
         return wide
-
-
-LARGE = 1 << 26
-"""Entries of a weight beyond which it is widened part by part, each time anew: half a gigabyte in float64."""
 
 
 def _value(op: Op, *reads: Any, **weights: Any) -> Tensor:

@@ -141,7 +141,8 @@ def check_sizes(spec: Spec, common: Iterable[str], a: Mapping[str, Tensor]) -> N
 def check_weights(own: Mapping[str, Tensor]) -> None:
     """Raises ComparisonError for a weight of the candidate that is not finite."""
     for name, tensor in own.items():
-        if not bool(torch.isfinite(tensor).all()):
+        ends = torch.stack(tensor.aminmax()) if tensor.numel() else tensor  # no second tensor of its size is made
+        if not bool(torch.isfinite(ends).all()):
             row = int((~torch.isfinite(tensor)).nonzero()[0][0])
             raise ComparisonError(
                 f"{name} of the candidate has a NaN or an infinity at row {row}; a model that is not finite cannot be "

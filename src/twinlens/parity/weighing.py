@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations, product
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from twinlens import sites
 from twinlens.ops import Add, Branch, Mix, Project, Rotate, Unembed
+from twinlens.ops.base import LARGE
 from twinlens.parity.changes import APART, ROUNDED, Use
 from twinlens.parity.merged import Merged
-from twinlens.parity.oracle import LARGE
 from twinlens.spec import Spec, Step, Weight, Weights
 
 _PART = 1 << 22
@@ -67,7 +67,7 @@ def pattern(reference: Tensor, ours: Tensor) -> str:
     if a.ndim == 2 and len(columns) < min(len(rows), a.shape[1]):
         place = _place("column", columns, a.shape[1])
     for dtype in (torch.float16, torch.bfloat16):
-        if torch.equal(reference.to(dtype).to(ours.dtype), ours):
+        if all(torch.equal(x.to(dtype).to(y.dtype), y) for x, y in zip(_split(a), _split(b), strict=True)):
             return f"{ROUNDED}{str(dtype).removeprefix('torch.')}"
     mask = differs.reshape(a.shape)
     x, y = a[mask], b[mask]
@@ -89,6 +89,11 @@ def pattern(reference: Tensor, ours: Tensor) -> str:
             return f"{_place('column', columns, a.shape[1])}: permuted"
     share = (_total(lambda x, y: (y - x).square().sum(), x, y) / max(size, 1e-300)) ** 0.5
     return f"{place}: {int(mask.sum())} of {mask.numel()} entries, {APART}{share:.2g} of their size"
+
+
+def _split(x: Tensor) -> Iterable[Tensor]:
+    """Rows by rows, of a large tensor."""
+    return x.split(max(LARGE // max(x[0].numel(), 1), 1)) if x.ndim else [x]
 
 
 def _total(of: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> float:
