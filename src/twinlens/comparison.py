@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from twinlens import probes
+from twinlens.asking import Pair, ask, pairs
 from twinlens.cached import befores, cached, check_lengths
 from twinlens.errors import ComparisonError, InputError
 from twinlens.ids import Ids, padding, tensor_of
@@ -52,6 +53,8 @@ class Report(Result):
     mask: Tensor | None = dataclasses.field(default=None, repr=False)
     level: str = "all"
     """Which sites were compared."""
+    questions: list[Pair] = dataclasses.field(default_factory=list[Pair], repr=False)
+    """What this run does not tell apart, and the run that would; `pairs` are the same in words."""
     lengths: Sequence[int] | None = None
     """Of several calls with a cache; `judge` is then the first one's."""
 
@@ -89,6 +92,14 @@ class Report(Result):
         from twinlens.repair import fix
 
         return fix(self, candidate, order=order, progress=progress)
+
+    def ask(self, *, progress: Progress = silent, say: Say = say_nothing) -> Report:
+        """Run once more what would tell apart what this run does not, and what is left unexplained with all sites.
+
+        Raises:
+            InputError: a side is a recording, which cannot be run again.
+        """
+        return ask(self, progress, say)
 
     def patch(self, *, order: bool = False) -> str:
         """What to change, in the candidate's own words."""
@@ -179,6 +190,8 @@ def run(
     values = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
     report = Report(**values, judge=judged, declared=declared, sides=sides, tokens=tokens, mask=mask, level=sites)
     report.lengths = calls
+    report.questions = pairs(report)
+    report.pairs = [str(q) for q in report.questions]
     return report
 
 

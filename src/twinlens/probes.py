@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -19,9 +22,12 @@ PADDING = 0.3
 
 def short(spec: Spec) -> Tensor:
     """Seeded random ids [1 p], longer than any window (up to 512 positions)."""
+    return _drawn(spec, 1, _length(spec))
+
+
+def _length(spec: Spec) -> int:
     windows = [v for s in spec.steps for _, k, v in kinds(s.op) if k.name == "integer" and k.off and v]
-    length = min(max([LENGTH, *(2 * w for w in windows)]), LONGEST, spec.shape.positions or LONGEST)
-    return _drawn(spec, 1, length)
+    return min(max([LENGTH, *(2 * w for w in windows)]), LONGEST, spec.shape.positions or LONGEST)
 
 
 def auto(spec: Spec) -> tuple[Tensor, Tensor]:
@@ -44,6 +50,22 @@ def decoding(length: int) -> list[int]:
     return [length - sum(STEPS), *STEPS] if length > sum(STEPS) else [length]
 
 
+@dataclass(frozen=True)
+class Probe:
+    """Tokens [b p] and a mask [b p] for a second run, and in words what they are."""
+
+    words: str
+    tokens: Tensor
+    mask: Tensor | None = None
+
+
+def others(spec: Spec) -> Iterator[Probe]:
+    """What may show what another prompt did not: other ids, one id all along, long rows with padding."""
+    yield Probe("other ids", _drawn(spec, 2, _length(spec), seed=1))
+    yield Probe("one id all along", _drawn(spec, 2, 1, seed=1).expand(-1, _length(spec)).contiguous())
+    yield Probe("long rows, one of them padded (--probe auto)", *auto(spec))
+
+
 def named(name: str, spec: Spec) -> tuple[Tensor, Tensor]:
     """The probe of a name. Raises InputError for one that there is not."""
     if name != "auto":
@@ -51,5 +73,5 @@ def named(name: str, spec: Spec) -> tuple[Tensor, Tensor]:
     return auto(spec)
 
 
-def _drawn(spec: Spec, rows: int, length: int) -> Tensor:
-    return torch.randint(spec.shape.vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
+def _drawn(spec: Spec, rows: int, length: int, seed: int = 0) -> Tensor:
+    return torch.randint(spec.shape.vocabulary, (rows, length), generator=torch.Generator().manual_seed(seed))

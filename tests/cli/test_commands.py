@@ -119,3 +119,25 @@ def test_a_pipe_that_nobody_reads_is_no_difference(models: Path, monkeypatch: py
     os.close(read)
     with os.fdopen(write, "w") as nobody:
         assert command(*arguments, stdout=nobody).returncode == 141
+
+
+def test_what_one_run_does_not_tell_apart_is_asked(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "port.py").write_text(
+        "from transformers import AutoModelForCausalLM\n"
+        "def make():\n"
+        f"    model = AutoModelForCausalLM.from_pretrained({str(models / 'gemma2')!r}, attn_implementation='eager')\n"
+        "    for layer in model.model.layers:\n"
+        "        layer.self_attn.scaling = 0.17\n"  # of which nothing is the root, so that bits do not tell either
+        "    return model\n"
+    )
+    sources = (f"hf:{models / 'gemma2'}", f"torch:{tmp_path / 'port.py'}:make")
+    done = command("compare", *sources, "--sites", "sublayers", "--ask", "--json", tmp_path / "r.json")
+    assert (done.returncode, done.stderr) == (1, "")
+    first, after = done.stdout.split("Asked again")
+    assert "not told apart" in first
+    assert "--sites all would tell" in first
+    assert "not told apart" not in after
+    said = json.loads((tmp_path / "r.json").read_text())
+    assert said["asked"] == ["--sites all: attn.scale at blocks.0.attn.hook_attn_scores in layers 0, 1"]
+    done = command("compare", *sources, "--ask")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "There is nothing to ask.")

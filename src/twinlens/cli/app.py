@@ -68,6 +68,9 @@ def compare(
     ] = None,
     sites: Annotated[Sites, typer.Option(help="Which sites to compare.")] = Sites.all,
     calls: Calls = None,
+    ask: Annotated[
+        bool, typer.Option("--ask", help="Run once more what tells apart what one run does not, or leaves unexplained.")
+    ] = False,
     fix: Annotated[bool, typer.Option("--fix", help="Mend the candidate in memory, and compare again.")] = False,
     order: Annotated[bool, typer.Option("--order", help="As --fix, and to the last bit: orders as well.")] = False,
     json: Json = None,
@@ -91,6 +94,7 @@ def compare(
       twinlens compare models/llama torch:my_port.py:make --text "The cat sat" --json report.json
       twinlens compare hf:models/llama tl:models/llama --probe auto
       twinlens compare hf:models/llama native:models/llama --calls 60,1,1
+      twinlens compare hf:models/llama tl:models/llama --sites logits --ask
       twinlens compare hf:models/llama-70b native:models/llama-70b --layers-at-a-time
       twinlens compare hf:G@transformers==4.43.2 \\
           tl:G@transformer-lens==2.3.0,transformers==4.43.2 --fix --order
@@ -105,6 +109,7 @@ def compare(
         probe=probe,
         sites=sites,
         calls=calls,
+        ask=ask,
         fix=fix or order,
         order=order,
         files=comparing.Files(json, markdown),

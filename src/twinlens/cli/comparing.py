@@ -56,6 +56,7 @@ def compare(
     probe: str | None,
     sites: str,
     calls: str | None,
+    ask: bool,
     fix: bool,
     order: bool,
     files: Files,
@@ -74,6 +75,8 @@ def compare(
         chosen |= {"calls": inputs.lengths(calls), "layers_at_a_time": layers_at_a_time}
         report = comparison.compare(*sources, tokens=ids, mask=mask, model=model, **chosen)
     _print(report)
+    if ask:
+        report = _asked(report)
     files.write(report)
     return _mended(report, order=order, files=files) if fix else status(report)
 
@@ -83,6 +86,18 @@ def _refuse_unmendable(candidate: str) -> None:
     if kind in ("recording", "native"):
         what = "a recording" if kind == "recording" else "twinlens's own model"
         raise InputError(f"--fix mends an implementation, and {candidate} is {what}; leave --fix out.")
+
+
+def _asked(report: Report) -> Report:
+    """The report of what told more, if anything was left to ask."""
+    with Watch() as watch:
+        after = report.ask(progress=watch.progress, say=watch.say)
+    if after is report:
+        print("\nThere is nothing to ask.")
+    else:
+        print("\nAsked again\n")
+        _print(after)
+    return after
 
 
 def _mended(report: Report, *, order: bool, files: Files) -> int:

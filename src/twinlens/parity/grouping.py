@@ -101,8 +101,6 @@ def _cause(spec: Spec, change: Change, target: str, e: Examination, changed: Col
     if isinstance(change, Rebuilt):
         described.append(change.words)
     described.append(e.proof)
-    if e.rivals:
-        described.append(f"not told here from {' or '.join(e.rivals)}")
     solved = e.status == "explained"
     if not solved:
         described.append(f"explains {e.share:.0%} of the error of {target}")
@@ -118,6 +116,7 @@ def _cause(spec: Spec, change: Change, target: str, e: Examination, changed: Col
         evidence="; ".join(d for d in described if d),
         changes=(change,),
         seen={change.site: target},
+        rivals={slot(change): e.rivals} if e.rivals else {},
     )
 
 
@@ -192,6 +191,7 @@ def _joined(a: Cause, b: Cause) -> Cause:
         candidate=better.candidate,
         changes=changes,
         seen=a.seen | b.seen,
+        rivals=a.rivals | b.rivals,
     )
 
 

@@ -289,4 +289,5 @@ def band(hidden: torch.Tensor) -> list[int]:
 def show(change: Change, spec: Spec) -> str:
     """A hypothesis in words."""
     value: Any = getattr(change, "value", getattr(change, "pattern", "left out"))
-    return f"{change.parameter(spec)} at {change.site}: {value}"
+    said = f"{value:.6g}" if isinstance(value, float) else value
+    return f"{change.parameter(spec)} at {change.site}: {said}"

@@ -28,6 +28,8 @@ class Cause:
     changes: tuple[Change, ...] = field(default=(), repr=False, compare=False)
     seen: dict[str, str] = field(default_factory=dict[str, str], repr=False, compare=False)
     """For the step of each change, the visible site that closes it."""
+    rivals: dict[Any, tuple[Change, ...]] = field(default_factory=dict[Any, Any], repr=False, compare=False)
+    """By what a change changes, others that do the same in this run."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,10 @@ class Result:
     """Sides of which a second run gives other bits than the first."""
     calls: list[Result] = field(default_factory=list[Any])
     """Where several calls were compared, each by itself; this is the worst of them, with what was found in any."""
+    pairs: list[str] = field(default_factory=list[str])
+    """What this run does not tell apart, and what would, in words."""
+    asked: list[str] = field(default_factory=list[str])
+    """What was run once more to tell such a pair apart, and what it said."""
     training: list[str] = field(default_factory=list[str])
     """Sides that are in training mode, and drop out; they were compared in evaluation mode."""
     mended: list[str] = field(default_factory=list[str])
@@ -122,8 +128,8 @@ class Examination:
     """By what a change changes: the closed form of its number."""
     gauge: str = ""
     """In words, weights that differ and together change nothing."""
-    rivals: tuple[str, ...] = ()
-    """What this step alone does not tell from its one change, in words."""
+    rivals: tuple[Change, ...] = ()
+    """What this step alone does not tell from its one change."""
     proof: str = ""
     """How far the step was, and what the changes leave."""
     nearest: tuple[str, ...] = ()

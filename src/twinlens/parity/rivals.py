@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from twinlens.parity.changes import SetField, Variant, slot
+from twinlens.parity.changes import Change, SetField, Variant, slot
 from twinlens.parity.closed_form import closed_form
 from twinlens.parity.fit import Number, numbers
-from twinlens.parity.hypotheses import show
 from twinlens.parity.numbers import Numbers
 from twinlens.parity.score import REDUNDANT, Found
 
@@ -47,16 +46,15 @@ class Rivals:
                     return self.renamed(other)
         return found
 
-    def of(self, found: Found) -> tuple[str, ...]:
-        """What explains the step as well as the one number that does, in words."""
+    def of(self, found: Found) -> tuple[Change, ...]:
+        """What explains the step as well as the one number that does."""
         if len(found.variant.changes) != 1 or len(self.scorer.merged.steps) > _STEPS:
             return ()
         (change,) = found.variant.changes
         if not isinstance(change, SetField) or change.value is None or slot(change) not in found.intervals:
             return ()
         others = (self._instead(found, change, Variant(), n) for n in self._alike(change, Variant()))
-        told = [show(c, self.spec) for other in others if other is not None for c in other.variant.changes]
-        return tuple(told[:_LISTED])
+        return tuple(c for other in others if other is not None for c in other.variant.changes)[:_LISTED]
 
     def _instead(self, found: Found, change: SetField, rest: Variant, number: Number) -> Found | None:
         """Another number in the place of a change, where it explains the step no worse."""

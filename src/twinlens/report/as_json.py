@@ -51,6 +51,8 @@ def data(report: Result) -> dict[str, Any]:
         "reference_edits": [_cause(c) for c in report.reference_edits],
         "reference_orders": [_order(o) for o in report.reference_orders],
         "unsteady": list(report.unsteady),
+        "pairs": list(report.pairs),
+        "asked": list(report.asked),
         "training": list(report.training),
         "calls": [
             {

@@ -90,6 +90,10 @@ def _facts(report: Result) -> Iterator[tuple[str, str]]:
         yield "training", f"the {side} is in training mode and drops out; it was compared without, as after eval()"
     for line in report.gauges:
         yield "gauge", line
+    for line in report.pairs:
+        yield "not told apart", line
+    for line in report.asked:
+        yield "asked", line
     if report.flips:
         yield "flips", f"{words.counted(report.flips, 'token')} took another expert within rounding"
     if report.assumed:
