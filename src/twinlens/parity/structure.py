@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from twinlens.ops import Add, NormWeight, WithShared
+from twinlens.ops import Add
+from twinlens.parity.branches import in_sequence, leading_to, norms, overwritten, streams, with_reads
 from twinlens.parity.changes import Variant
 from twinlens.parity.merged import Merged
 from twinlens.parity.rebuilt import AGAIN, Otherwise, Rebuilt
@@ -67,6 +68,7 @@ def otherwise(spec: Spec, layer: int, seen: Mapping[str, Tensor]) -> Iterator[Ot
     rows = rows_of(spec, layer)
     yield from in_sequence(rows, layer)
     yield from overwritten(rows, layer)
+    yield from streams(rows)
     yield from norms_before(spec, layer)
     yield from norms_exchanged(rows)
     yield from norms_shared(rows)
@@ -79,73 +81,7 @@ def rows_of(spec: Spec, layer: int) -> dict[str, Step]:
     return {s.writes: s for s in spec.steps if split(s.writes)[0] == layer}
 
 
-# branches -------------------------------------------------------------------------------------------------------
-
-
-def in_sequence(rows: Mapping[str, Step], layer: int) -> Iterator[Otherwise]:
-    """Of two branches that are added to the stream, the second reads the stream with the first one added."""
-    for end in rows.values():
-        stream, *branches = end.reads
-        if isinstance(end.op, Add) and len(branches) == 2 and all(b in rows for b in branches):
-            mid = Step(f"{stream}{AGAIN}", Add(), (stream, branches[0]))
-            made = tuple(_behind(rows, branches[1], branches[0], {stream: mid.writes}))
-            if made:
-                yield Otherwise(
-                    (mid, *made), "block.parallel", block(layer, "hook_resid_mid"), "parallel", "sequential",
-                    "the second branch reads the stream with the first one added",
-                )  # fmt: skip
-
-
-def overwritten(rows: Mapping[str, Step], layer: int) -> Iterator[Otherwise]:
-    """Experts that all tokens share read what the chosen ones give: one tensor was written over."""
-    for end in rows.values():
-        if isinstance(end.op, WithShared) and all(r in rows for r in end.reads):
-            chosen, shared = end.reads
-            above, branch = set(_above(rows, chosen)), list(_above(rows, shared))
-            given = [r for s in branch if s not in above for r in rows[s].reads if r in above]
-            if given:
-                yield Otherwise(
-                    tuple(_behind(rows, shared, chosen, {given[0]: chosen})), "experts.shared",
-                    block(layer, "hook_mlp_out"), "what the chosen read", "what the chosen give",
-                    "the shared experts read what the chosen ones give",
-                )  # fmt: skip
-
-
-def _behind(rows: Mapping[str, Step], branch: str, before: str, moved: dict[str, str]) -> Iterator[Step]:
-    """The rows of a branch that read what is given to both, reading it as it is after the other branch; what is made of
-    that for both, a norm, is made once more.
-    """
-    first = set(_above(rows, before))
-    for site in reversed(list(_above(rows, branch))):
-        step = rows[site]
-        if site in first:
-            if any(r in moved for r in step.reads):
-                moved[site] = f"{site}{AGAIN}"
-                yield dataclasses.replace(step, writes=moved[site], reads=_with(step.reads, moved))
-        elif any(r in moved for r in step.reads):
-            yield dataclasses.replace(step, reads=_with(step.reads, moved))
-
-
-def _above(rows: Mapping[str, Step], site: str) -> Iterator[str]:
-    """A site of the layer and those that it is computed from, the last ones first."""
-    needed = {site}
-    for name, step in reversed(list(rows.items())):
-        if name in needed:
-            yield name
-            needed.update(step.reads)
-
-
-def _with(reads: Iterable[str], moved: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(moved.get(r, r) for r in reads)
-
-
 # norms ----------------------------------------------------------------------------------------------------------
-
-
-def _norms(rows: Mapping[str, Step]) -> list[tuple[Step, Step]]:
-    """The two rows of each norm."""
-    ends = [s for s in rows.values() if isinstance(s.op, NormWeight) and s.reads[0] in rows]
-    return [(rows[s.reads[0]], s) for s in ends]
 
 
 def norms_before(spec: Spec, layer: int) -> Iterator[Otherwise]:
@@ -168,9 +104,9 @@ def norms_before(spec: Spec, layer: int) -> Iterator[Otherwise]:
 
 def _after_sublayers(rows: Mapping[str, Step]) -> Iterator[tuple[Step, Step, str, tuple[str, ...]]]:
     """Norms of what a sublayer gives: their two rows, the stream that it reads, the steps that read it."""
-    for normalize, weight in _norms(rows):
+    for normalize, weight in norms(rows):
         given = normalize.reads[0]
-        above = list(_above(rows, given))
+        above = list(leading_to(rows, given))
         stream = next((r for r in above if isinstance(rows[r].op, Add)), given)
         if stream != given and axes(stream) == axes(weight.writes):
             yield normalize, weight, stream, tuple(r for r in above if stream in rows[r].reads)
@@ -195,17 +131,20 @@ def _with_streams(rows: Iterable[Step], spec: Spec) -> list[Step]:
     apart = {s.removesuffix(AGAIN): s for s in made if s.endswith(AGAIN)}
     sums = [s for s in spec.steps if isinstance(s.op, Add) and s.writes not in apart]
     made |= {s.writes: s for s in sums}
-    return [dataclasses.replace(s, reads=_with(s.reads, apart)) if isinstance(s.op, Add) else s for s in made.values()]
+    return [
+        dataclasses.replace(s, reads=with_reads(s.reads, apart)) if isinstance(s.op, Add) else s
+        for s in made.values()
+    ]  # fmt: skip
 
 
 def _instead(step: Step, read: str, other: str) -> Step:
-    return dataclasses.replace(step, reads=_with(step.reads, {read: other}))
+    return dataclasses.replace(step, reads=with_reads(step.reads, {read: other}))
 
 
 def norms_exchanged(rows: Mapping[str, Step]) -> Iterator[Otherwise]:
     """A norm and what stands next to it, the rotation of queries or keys, in each other's place; then of both."""
     found = list[Otherwise]()
-    for normalize, weight in _norms(rows):
+    for normalize, weight in norms(rows):
         for step in rows.values():
             if step.reads[0] == weight.writes and step.op.removable and not isinstance(step.op, type(normalize.op)):
                 before = dataclasses.replace(
@@ -224,7 +163,7 @@ def norms_exchanged(rows: Mapping[str, Step]) -> Iterator[Otherwise]:
 
 def norms_shared(rows: Mapping[str, Step]) -> Iterator[Otherwise]:
     """A norm with weight and bias of another one of the layer."""
-    ends = [weight for _, weight in _norms(rows)]
+    ends = [weight for _, weight in norms(rows)]
     for here in ends:
         for other in ends:
             names, theirs = dict(here.weights), dict(other.weights)
