@@ -126,8 +126,8 @@ class Rotate(Op):
     """x · cos + rotated(x) · sin on the first `width` entries of a head; the rest passes.
 
     `half` pairs entry i with i + width/2, `interleaved` 2i with 2i + 1 (GPT-J), and `interleaved_to_half` writes what
-    this gives as `half` would (DeepSeek). `at_end`: on the last entries, not the first ones. Computed in `dtype` (None:
-    as queries and tables come in), stored as queries come in.
+    this gives as `half` would (DeepSeek). `turn="back"` turns by the opposite angles. `at_end`: on the last entries,
+    not the first ones. Computed in `dtype` (None: as queries and tables come in), stored as queries come in.
     """
 
     removable: ClassVar[str | None] = "rotary.layers"
@@ -135,6 +135,7 @@ class Rotate(Op):
 
     width: int = integer(parameter="rotary.dim", tied=True, multiple=2)
     layout: str = choice("half", "interleaved", "interleaved_to_half", parameter="rotary.layout", tied=True)
+    turn: str = choice("forward", "back", parameter="rotary.direction", tied=True)
     dtype: torch.dtype | None = precision(None, torch.float32, parameter="rotary.dtype", tied=True)
     at_end: bool = size(False)
 
@@ -146,7 +147,7 @@ class Rotate(Op):
     def _turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         turn, rest = self._cut(x)
         cos, sin = (self._spread(t, self.width).unsqueeze(2) for t in (cos, sin))
-        return self._joined((turn * cos) + (self._rotated(turn) * sin), rest)
+        return self._joined((turn * cos) + (self._rotated(turn) * (sin if self.turn == "forward" else -sin)), rest)
 
     def _cut(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What is turned, its pairs as they are written, and the rest."""

@@ -92,11 +92,11 @@ class Select(Op):
 class RouterWeights(Op):
     """scale · the scores of the chosen experts, which are made to sum to one with `norm="sum"`.
 
-    `over="chosen"`: the score is a softmax over these alone; `"nothing"`: there is none, the logits are the weights as
-    they are. `bias`: whether the bias by which experts are chosen is in their weights too (it is not in DeepSeek-V3,
-    report, section 2.1.2). With `capacity` an expert takes capacity · tokens · t / experts of them, rounded up, and
-    those that come later have no weight (Lepikhin et al. 2020, section 2.2; Fedus et al. 2021, equation 3). Computed
-    in `dtype`, stored in `out` (None: as the logits come in).
+    Scores are of logits / temperature. `over="chosen"`: the score is a softmax over these alone; `"nothing"`: there is
+    none, the logits are the weights as they are. `bias`: whether the bias by which experts are chosen is in their
+    weights too (it is not in DeepSeek-V3, report, section 2.1.2). With `capacity` an expert takes capacity · tokens ·
+    t / experts of them, rounded up, and those that come later have no weight (Lepikhin et al. 2020, section 2.2; Fedus
+    et al. 2021, equation 3). Computed in `dtype`, stored in `out` (None: as the logits come in).
     """
 
     by_row: ClassVar[tuple[bool, ...]] = (True, True)
@@ -109,6 +109,7 @@ class RouterWeights(Op):
     bias: str = choice("unused", "added", parameter="router.bias")
     norm: str = choice("none", "sum", parameter="router.norm")
     scale: float = number(1.0, parameter="router.scale", within=FACTOR)
+    temperature: float = number(1.0, parameter="router.temperature", within=FACTOR)
     capacity: float | None = choice(
         None,
         1.0,
@@ -124,7 +125,7 @@ class RouterWeights(Op):
     def __call__(
         self, logits: Float[Tensor, "b p x"], chosen: Int[Tensor, "b p t"], b: Float[Tensor, " x"] | None = None
     ) -> Float[Tensor, "b p t"]:
-        x = cast(logits, self.dtype)
+        x = self._divided(cast(logits, self.dtype))
         if self.over == "chosen":
             weights = SCORES[self.score](x.gather(-1, chosen))
         elif self.over == "all":
@@ -138,6 +139,10 @@ class RouterWeights(Op):
         if self.capacity is not None:
             weights = weights * self._taken(chosen, logits.shape[-1])
         return scaled(weights, self.scale).to(logits.dtype if self.out is None else self.out)
+
+    def _divided(self, logits: Tensor) -> Tensor:
+        is_one = isinstance(self.temperature, float) and self.temperature == 1.0
+        return logits if is_one else logits / self.temperature
 
     def rows_alone(self) -> tuple[bool, ...]:
         return self.by_row if self.capacity is None else (False, False)
@@ -153,7 +158,8 @@ class RouterWeights(Op):
         if self.over == "nothing":
             plain = self.replace(over="all", score="none", norm="none")
             return plain.magnitude(logits, chosen, b)
-        x = logits.gather(-1, chosen) if self.over == "chosen" else logits
+        x = self._divided(logits)
+        x = x.gather(-1, chosen) if self.over == "chosen" else x
         scores, own = SCORES[self.score](x), score_size(self.score, x)
         if self.over == "all":
             scores, own = scores.gather(-1, chosen), own.gather(-1, chosen)

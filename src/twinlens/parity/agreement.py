@@ -52,6 +52,8 @@ class Agreement:
     ) -> None:
         self.spec, self.merged, self.examined, self.examiner = spec, merged, examined, examiner
         self._scorers: dict[str, Scorer] = {}
+        self._fixed: dict[str, frozenset[str]] = {}
+        """By step, what all layers share and another layer says to be as declared."""
 
     def run(self) -> None:
         """Change examinations in place, wherever the same is said with less, or more is said now."""
@@ -77,7 +79,8 @@ class Agreement:
             shared = [c for c in e.changes.changes if all(sites.split(s)[0] is None for s in concerns(c))]
             fixed = {s for c in shared if any(self._denies(t, c) for t in self.examined) for s in concerns(c)}
             if fixed:
-                self.examined[target] = self.examiner(self.merged[target], fixed=frozenset(fixed))
+                self._fixed[target] = frozenset(fixed)
+                self.examined[target] = self.examiner(self.merged[target], fixed=self._fixed[target])
 
     def _denies(self, target: str, change: Change) -> bool:
         """Whether a step that is as it was would not be under a change."""
@@ -96,7 +99,11 @@ class Agreement:
                 continue
             scorer = self._scorer(target)
             explained = e.status == "explained"
-            again = self.examiner.besides(m, scorer, e) if explained else self.examiner.again(m, scorer)
+            again = (
+                self.examiner.besides(m, scorer, e)
+                if explained
+                else self.examiner.again(m, scorer, self._fixed.get(target, ()))
+            )
             if again is not None:
                 self.examined[target], found = again, True
         return found

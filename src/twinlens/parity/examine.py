@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import cache
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from twinlens import sites
-from twinlens.parity import gauges, hypotheses, orders, structure, weighing
+from twinlens.parity import gauges, hypotheses, orders, structure, tables, weighing
 from twinlens.parity.changes import SetField, Use, Variant, concerns, slot
 from twinlens.parity.elsewhere import Elsewhere, told
 from twinlens.parity.faint import faint
@@ -30,6 +30,9 @@ _ULPS = 30.0
 """No constant brings a step further from rounding than this by a rounding of itself, which is 2 u of it at most."""
 _ORDERS = 1e4
 """No order of evaluation moves a step by more roundings of its size."""
+
+ASIDE = 500
+"""Times that a search for tables of a step's own runs it at most: there are few that they could be."""
 
 _LESS = 9
 """Where the search of an alike step ended before it was through, the next is the shorter by this."""
@@ -51,6 +54,7 @@ class Examiner:
         self._in_vain: Counter[str] = Counter()
         self._tied: list[Variant] = []
         self._whole: list[Variant] = []
+        self._of_tables: list[Variant] = []
         self._elsewhere = Elsewhere(spec)
         for site, variants in before._changes.items() if before is not None else ():
             self._changes[site] = list(variants)
@@ -101,10 +105,29 @@ class Examiner:
             patience = min(HASTE, patience)
         found = search.run(self.proposals(m), thorough=not ratio.is_rounding, patience=patience)
         if found is None or not found.variant or not search.explains(found):
+            if not m.is_far and (alone := self._of_its_own(m, search.scorer, fixed)) is not None:
+                return alone
             self._in_vain[kind] += search.is_exhausted and not hasty
             return replace(self._unsolved(m, search, found), is_unfinished=search.is_exhausted and not m.is_far)
         found = self._sharpened(search.scorer, search.rivals.renamed(found))
         return replace(self.solved(m, search.scorer, found), rivals=search.rivals.of(found))
+
+    def _of_its_own(self, m: Merged, scorer: Scorer, fixed: frozenset[str]) -> Examination | None:
+        """A step that reads tables of its own, where nothing else explains it."""
+        shared = tables.shared(m, self.spec, fixed)
+        if not shared:
+            return None
+        others = frozenset(s.writes for s in m.steps if s.writes not in shared)
+        within = tables.inside(m, shared, self.spec)
+        search = Search(within, self.spec, self.own, self.known, others)
+        found = search.run(self._of_tables, thorough=True, patience=ASIDE * len(within.steps))
+        if found is None or not found.variant or not search.explains(found):
+            return None
+        alone = tables.own(m, shared, found, self.spec, self._tied)
+        if alone is None or not scorer.is_explained(score := scorer.judged(alone.variant)):
+            return None
+        self._of_tables.append(found.variant)
+        return self.solved(m, scorer, replace(alone, score=score))
 
     def _may_be_an_order(self, m: Merged, searched: Callable[[], Search]) -> bool:
         """Whether another order could be all the difference: it may flip a choice.
@@ -128,9 +151,14 @@ class Examiner:
             return found
         return replace(sharp, intervals=sharp.intervals | found.intervals, names=found.names)
 
-    def again(self, m: Merged, scorer: Scorer) -> Examination | None:
-        """A step that nothing explained, or that seemed rounding, under what was found since; None where that fails."""
+    def again(self, m: Merged, scorer: Scorer, fixed: Collection[str]) -> Examination | None:
+        """A step that nothing explained, or that seemed rounding, under what was found since; None where that fails.
+
+        `fixed` are sites whose steps are as declared.
+        """
         for proposal in (scorer.effective(p) for p in self.proposals(m)):
+            if any(not set(fixed).isdisjoint(concerns(c)) for c in proposal.changes):
+                continue
             if proposal and scorer.agrees(score := scorer.judged(proposal)):
                 return self.solved(m, scorer, self._sharpened(scorer, scorer.pruned(Found(proposal, score))))
         return self._also(m, scorer) if scorer.base.ratio.is_rounding else None

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from twinlens.ops import Add
+from twinlens.ops import Add, Normalize, NormWeight
 from twinlens.parity.branches import in_sequence, leading_to, norms, overwritten, streams, with_reads
 from twinlens.parity.changes import Variant
 from twinlens.parity.merged import Merged
@@ -30,7 +30,7 @@ def rebuilt(merged: Merged, spec: Spec) -> Iterator[Rebuilt]:
     if layer is None:
         return
     seen = set[tuple[Step, ...]]()
-    for other in otherwise(spec, layer, merged.sites):
+    for other in (*otherwise(spec, layer, merged.sites), *norms_added(rows_of(spec, layer))):
         change = other.at(merged.target, merged.steps, merged.sites, spec)
         if change is not None and change.steps not in seen:
             seen.add(change.steps)
@@ -139,6 +139,38 @@ def _with_streams(rows: Iterable[Step], spec: Spec) -> list[Step]:
 
 def _instead(step: Step, read: str, other: str) -> Step:
     return dataclasses.replace(step, reads=with_reads(step.reads, {read: other}))
+
+
+_NORMS = {"hook_q": "q_norm", "hook_k": "k_norm", "attn.hook_out": "ln1_post", "mlp.hook_out": "ln2_post"}
+"""Where the vocabulary has a norm of what a product gives."""
+_EPS = (1e-6, 1e-5, 0.0)
+"""Of norms that a checkpoint knows nothing of, besides its own."""
+
+
+def norms_added(rows: Mapping[str, Step]) -> Iterator[Otherwise]:
+    """What a product gives is normed once more, without a weight; queries and keys by themselves and together."""
+    plain = [n.op for n, _ in norms(rows) if isinstance(n.op, Normalize)]
+    if not plain:
+        return
+    ops = [plain[0].replace(eps=eps, kind=k, over="head") for eps in (plain[0].eps, *_EPS) for k in ("rms", "layer")]
+    for op in dict.fromkeys(ops):
+        found = dict[str, Otherwise]()
+        for site, step in rows.items():
+            readers = [s for s in rows.values() if site in s.reads]
+            if not step.weights or isinstance(step.op, NormWeight) or not readers:
+                continue
+            made = Step(f"{site}{AGAIN}", op, (site,))
+            stem = next((end for end in _NORMS if site.endswith(end)), "")
+            enters = site.removesuffix(stem) + f"{_NORMS[stem]}.hook_normalized" if stem else site
+            found[stem] = Otherwise(
+                (made, *(_instead(s, site, made.writes) for s in readers)), "norm.missing", enters,
+                None, "present", f"{split(site)[1]} is normed once more, by {op}",
+            )  # fmt: skip
+            yield found[stem]
+        if {"hook_q", "hook_k"} <= found.keys():
+            both = (*found["hook_q"].rows, *found["hook_k"].rows)
+            if len({s.writes for s in both}) == len(both):
+                yield dataclasses.replace(found["hook_q"], rows=both, words=f"queries and keys are normed, by {op}")
 
 
 def norms_exchanged(rows: Mapping[str, Step]) -> Iterator[Otherwise]:
