@@ -105,7 +105,7 @@ class Examiner:
             patience = min(HASTE, patience)
         found = search.run(self.proposals(m), thorough=not ratio.is_rounding, patience=patience)
         if found is None or not found.variant or not search.explains(found):
-            if not m.is_far and (alone := self._of_its_own(m, search.scorer, fixed)) is not None:
+            if not (m.is_far or ratio.is_rounding) and (alone := self._of_its_own(m, search.scorer, fixed)) is not None:
                 return alone
             self._in_vain[kind] += search.is_exhausted and not hasty
             return replace(self._unsolved(m, search, found), is_unfinished=search.is_exhausted and not m.is_far)

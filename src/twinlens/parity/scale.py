@@ -45,7 +45,7 @@ class Scale:
         floor = _LEAST * u * self.exact.abs().masked_fill(self.exact < UNREACHED, 0.0)
         self.tight = by_rows(site, torch.maximum(own.abs(), floor).square(), self.mask)
         self.wide = by_rows(site, (u * magnitude).square().expand_as(self.exact), self.mask)
-        if len(merged.steps) > 1:
+        if len(variant.steps(merged.steps)) > 1:
             self.wide = self._with_carried(oracle, variant, own)
 
     def _with_carried(self, oracle: Oracle, variant: Variant, own: Tensor) -> Tensor:
