@@ -109,8 +109,8 @@ class Examiner:
                 return alone
             self._in_vain[kind] += search.is_exhausted and not hasty
             return replace(self._unsolved(m, search, found), is_unfinished=search.is_exhausted and not m.is_far)
-        found = self._sharpened(search.scorer, search.rivals.renamed(found))
-        return replace(self.solved(m, search.scorer, found), rivals=search.rivals.of(found))
+        beside, found = found.rivals, self._sharpened(search.scorer, search.rivals.renamed(found))
+        return replace(self.solved(m, search.scorer, found), rivals=(*search.rivals.of(found), *beside))
 
     def _of_its_own(self, m: Merged, scorer: Scorer, fixed: frozenset[str]) -> Examination | None:
         """A step that reads tables of its own, where nothing else explains it."""

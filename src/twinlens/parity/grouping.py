@@ -116,7 +116,7 @@ def _cause(spec: Spec, change: Change, target: str, e: Examination, changed: Col
         evidence="; ".join(d for d in described if d),
         changes=(change,),
         seen={change.site: target},
-        rivals={slot(change): e.rivals} if e.rivals else {},
+        rivals={slot(change): e.rivals} if e.rivals and len(e.changes.changes) == 1 else {},
     )
 
 

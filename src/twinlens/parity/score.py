@@ -52,6 +52,8 @@ class Found:
     names: dict[tuple[str, str, str], str] = field(default_factory=dict)
     shared: bool = False
     """Whether another step has the same, so that it needs less proof here."""
+    rivals: tuple[Change, ...] = ()
+    """Others that explain the step as well, each by itself."""
 
 
 def by_key(site: str) -> bool:

@@ -122,9 +122,10 @@ class Search:
         if found is not None and self._settled(found):
             found = self.rivals.renamed(found)
             simplest = found if self._is_plain(found) else self._simplest(found, singles)
-            return self.scorer.pruned(self._plainest([*good, self._left_out(simplest)]))
+            ways = [*good, self._left_out(simplest)]
+            return self._beside(self.scorer.pruned(self._plainest(ways)), ways)
         if good:
-            return self.scorer.pruned(good[0])
+            return self._beside(self.scorer.pruned(good[0]), good)
         choices = [s for s in singles if len(s.variant.changes) == 1 and self._is_choice(s.variant.changes[0])]
         moved = self._singles([start, *choices[:_CHOICES]], self._moved)
         for placed in map(self._judged, moved[:_BEST]):
@@ -159,6 +160,12 @@ class Search:
             if found.score.rms < _COMPOUND * self.base.rms and self._settled(judged := self._judged(found)):
                 return self.scorer.pruned(judged)
         return None
+
+    def _beside(self, found: Found, ways: Sequence[Found]) -> Found:
+        """With what else explains the step, by one change, and is not told from it by leaving less."""
+        near = (w for w in ways if len(w.variant.changes) == 1 and w.score.rms <= REDUNDANT * found.score.rms)
+        rivals = {slot(c): c for w in near for c in w.variant.changes if c not in found.variant.changes}
+        return replace(found, rivals=tuple(rivals.values()))
 
     def _plainest(self, found: Sequence[Found]) -> Found:
         """Of those that leave as little as any, as far as rounding lets one tell, what is said most plainly."""
