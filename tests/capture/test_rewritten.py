@@ -132,7 +132,9 @@ def test_what_is_made_of_a_products_result_is_no_adapter_of_it() -> None:
     method(candidate.model.layers[1], forward)
     report = twinlens.compare(model, candidate, tokens=random_tokens(model, 2, 17, seed=1))
     assert report.unmatched == []
-    assert [u.site for u in report.unexplained] == ["blocks.1.hook_resid_mid"]
+    assert [(c.parameter, c.site, c.candidate) for c in report.causes] == [
+        ("residual.stream", "blocks.1.hook_resid_mid", None)
+    ]
 
 
 def test_a_bias_after_a_factor_is_not_missing() -> None:

@@ -92,11 +92,11 @@ class Select(Op):
 class RouterWeights(Op):
     """scale · the scores of the chosen experts, which are made to sum to one with `norm="sum"`.
 
-    Scores are of logits / temperature. `over="chosen"`: the score is a softmax over these alone; `"nothing"`: there is
-    none, the logits are the weights as they are. `bias`: whether the bias by which experts are chosen is in their
-    weights too (it is not in DeepSeek-V3, report, section 2.1.2). With `capacity` an expert takes capacity · tokens ·
-    t / experts of them, rounded up, and those that come later have no weight (Lepikhin et al. 2020, section 2.2; Fedus
-    et al. 2021, equation 3). Computed in `dtype`, stored in `out` (None: as the logits come in).
+    A softmax and a sigmoid are of logits / temperature. `over="chosen"`: the score is a softmax over these alone;
+    `"nothing"`: there is none, the logits are the weights as they are. `bias`: whether the bias by which experts are
+    chosen is in their weights too (it is not in DeepSeek-V3, report, section 2.1.2). With `capacity` an expert takes
+    capacity · tokens · t / experts of them, rounded up, and those that come later have no weight (Lepikhin et al. 2020,
+    section 2.2; Fedus et al. 2021, equation 3). Computed in `dtype`, stored in `out` (None: as the logits come in).
     """
 
     by_row: ClassVar[tuple[bool, ...]] = (True, True)
@@ -142,7 +142,7 @@ class RouterWeights(Op):
 
     def _divided(self, logits: Tensor) -> Tensor:
         is_one = isinstance(self.temperature, float) and self.temperature == 1.0
-        return logits if is_one else logits / self.temperature
+        return logits if is_one or self.score == "none" else logits / self.temperature
 
     def rows_alone(self) -> tuple[bool, ...]:
         return self.by_row if self.capacity is None else (False, False)

@@ -21,8 +21,8 @@ _SURE = 0.8
 _ACTS = 0.01
 """A number of which the step changes by a smaller part than it does itself can be imitated by a bias of rounding:
 it is believed only where it is a power of ten."""
-_CHANCE = 0.1
-"""That an interval holds a power of ten by accident is as likely as it is wide in powers of ten."""
+_DECADES = 3.0
+"""How many powers of ten away such a number may be: a variance that is 2 % off looks like an eps of a tenth."""
 
 
 def faint(estimates: Numbers) -> Found | None:
@@ -63,7 +63,8 @@ def _rounded(estimates: Numbers, found: Found) -> Found | None:
         return found
     low, high = found.intervals[slot(change)]
     value = float(f"1e{round(math.log10(abs(change.value)))}")
-    if not 0 < low <= value <= high or math.log10(high / low) > _CHANCE:
+    was = getattr(estimates.spec.at[change.site].op, change.name) or value
+    if not low <= value <= high or abs(math.log10(value / abs(was))) > _DECADES:
         return None
     variant = Variant((SetField(change.sites, change.name, value),))
     return Found(variant, estimates.scorer.judged(variant), found.intervals, {slot(change): f"{value:g}"})

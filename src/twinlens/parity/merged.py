@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from twinlens.cached import nothing
-from twinlens.parity.changes import Variant
+from twinlens.parity.changes import Variant, concerns
 from twinlens.parity.meter import Meter
 from twinlens.parity.oracle import Oracle, double
 from twinlens.parity.rows import Noise, Rows
@@ -105,16 +105,34 @@ class Merged:
 
     def stepwise(self, variant: Variant = Variant()) -> Tensor:
         """The target from the sites shown right before it: what a kernel computes once more is judged at its own."""
-        return self.compared(self._run(variant.steps(self.steps), variant)[self.target])
+        steps, known = variant.steps(self.steps), dict[str, Tensor]()
+        if self.is_far and variant:
+            known = self._before(variant)
+            steps = _needed(steps, self.target, known)
+        return self.compared(self._run(steps, variant, known=known)[self.target])
+
+    def _before(self, variant: Variant) -> dict[str, Tensor]:
+        """What a variant leaves as it is of where layers begin and of what they share."""
+        places = {s.writes: i for i, s in enumerate(self.steps)}
+        first = min((places[s] for c in variant.changes for s in concerns(c) if s in places), default=0)
+        return {site: x for site, x in self._unchanged.items() if places[site] < first}
+
+    @cached_property
+    def _unchanged(self) -> dict[str, Tensor]:
+        kept = {s.writes for s in self.steps if split(s.writes)[0] is None or s.writes.endswith("hook_resid_pre")}
+        written = self._run(self.steps, Variant(), keep=kept)
+        return {site: x for site, x in written.items() if site in kept and site != self.target}
 
     def plain(self, variant: Variant = Variant()) -> dict[str, Tensor]:
         """All that the steps write, each by itself, in the declared dtype."""
         steps = variant.steps(self.steps)
         return self._run(steps, variant, keep=[s.writes for s in steps])
 
-    def _run(self, steps: Sequence[Step], variant: Variant, keep: Sequence[str] = ()) -> dict[str, Tensor]:
+    def _run(
+        self, steps: Sequence[Step], variant: Variant, keep: Collection[str] = (), known: Mapping[str, Tensor] = {}
+    ) -> dict[str, Tensor]:
         self.meter.add(steps, 1.0, self.weights, self.share)
-        inputs, weights = self.given(variant), variant.weights(self.weights)
+        inputs, weights = {**self.given(variant), **known}, variant.weights(self.weights)
         with torch.no_grad():
             return replayed(steps, inputs, weights, self.dtypes, keep)
 
@@ -148,9 +166,20 @@ class Merged:
         return Oracle.of(self, variant, rows)
 
 
+def _needed(steps: Sequence[Step], target: str, known: Mapping[str, Tensor]) -> tuple[Step, ...]:
+    """The steps from what is known to a target."""
+    at, needed, pending = {s.writes: s for s in steps}, set[str](), [target]
+    while pending:
+        site = pending.pop()
+        if site in at and site not in needed and site not in known:
+            needed.add(site)
+            pending += at[site].reads
+    return tuple(s for s in steps if s.writes in needed)
+
+
 def replayed(
     steps: Sequence[Step], inputs: Mapping[str, Tensor], weights: Weights, dtypes: Mapping[str, torch.dtype],
-    keep: Sequence[str] = (),
+    keep: Collection[str] = (),
 ) -> dict[str, Tensor]:  # fmt: skip
     """What declared steps write on a run's own tensors, in the declared dtype where they cannot take the run's."""
     try:
