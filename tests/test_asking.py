@@ -117,3 +117,13 @@ def test_a_recording_cannot_be_asked() -> None:
     assert report.pairs
     with pytest.raises(InputError, match="is a recording, which cannot be asked"):
         report.ask()
+
+
+def test_calls_with_a_cache_are_asked_as_calls() -> None:
+    """What is unexplained in them is asked with all sites, of the same calls."""
+    reference, candidate = tiny_gemma2(), tiny_gemma2()
+    scores_times(1.2)(candidate)
+    tokens = random_tokens(reference, 2, 20, seed=3)
+    report = twinlens.compare(reference, candidate, tokens=tokens, sites="sublayers", calls=[18, 1, 1])
+    assert (report.verdict, report.pairs) == ("different", [])
+    assert report.ask().lengths == (18, 1, 1)

@@ -18,7 +18,7 @@ from twinlens.parity.judge import Judge, Progress, silent
 from twinlens.parity.result import Cause
 from twinlens.parity.rounding import WIDE, by_rows, difference
 from twinlens.parity.score import IMPOSSIBLE, MOSTLY
-from twinlens.sites import split
+from twinlens.sites import axes, split
 from twinlens.spec import Spec
 from twinlens.subjects import Recorded, Say, say_nothing
 from twinlens.visibility import VISIBLE
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 CLEAR = 100.0
 """Times farther apart than in the run that did not tell them apart: more is not looked for."""
+LONGEST = 1024
+"""Tokens of a row that is tried: of a window of thousands the scores of two models more would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,11 @@ class Pair:
 
 def pairs(report: Report) -> list[Pair]:
     """Each cause with each that is not told from it, and the run that would tell: first one that shows more sites of
-    the same tokens, then other tokens.
+    the same tokens, then other tokens. Of calls with a cache none: each of them sees what the others do not.
     """
     found = list[Pair]()
+    if report.lengths is not None:
+        return found
     for cause in report.causes:
         for i in range(max(map(len, cause.rivals.values()), default=0)):
             pair = _pair(report, cause, _instead(cause, i))
@@ -102,7 +106,8 @@ def ask(report: Report, progress: Progress = silent, say: Say = say_nothing) -> 
                     f"it again: {wanted.words} would tell."
                 )
         say(f"asking: {wanted.words}")
-        report = run(sides, declared, wanted.tokens, wanted.mask, progress, say, sites=wanted.level)
+        calls = report.lengths if wanted.tokens is report.tokens else None
+        report = run(sides, declared, wanted.tokens, wanted.mask, progress, say, sites=wanted.level, calls=calls)
         asked[wanted.words] = _answer(report)
         report.asked = [f"{words}: {answer}" for words, answer in asked.items()]
     return report
@@ -141,7 +146,7 @@ def _pair(report: Report, cause: Cause, others: Variant) -> Pair | None:
     levels = {"here": set(judge.common)} | {level: _shown(spec, level) for level in _levels_above(report.level)}
     here = _apart(judge, both, report.tokens, report.mask, levels)
     moved = _apart(judge, (Variant(), both[0]), report.tokens, report.mask, {"here": levels["here"]})
-    if here["here"] >= MOSTLY * moved["here"]:
+    if moved["here"] and here["here"] >= MOSTLY * moved["here"]:
         return None
     words = f"{show(cause.changes[0], spec)} or {show(others.changes[0], spec)}"
     nearest = max(here["here"], torch.finfo(judge.candidate.sites[judge.common[-1]].dtype).eps)
@@ -164,6 +169,8 @@ def _tried(
         yield Ask(words, report.tokens, report.mask, level), here[level]
     shown = {"here": set(judge.common)}
     for probe in probes.others(judge.computed.spec):
+        if probe.tokens.shape[1] > LONGEST:
+            continue
         there = _apart(judge, both, probe.tokens, probe.mask, shown)
         yield Ask(probe.words, probe.tokens, probe.mask, report.level), there["here"]
 
@@ -185,7 +192,8 @@ def _apart(
     """For some sets of sites, how far apart two variants of the declared model are at the site where they are farthest
     apart, as a part of its size.
     """
-    names, real = set[str]().union(*shown.values()), torch.ones_like(tokens) if mask is None else mask
+    names = {s for sites in shown.values() for s in sites if axes(s)[-1] != "s"}  # scores are large, and lead to others
+    real = torch.ones_like(tokens) if mask is None else mask
     one, other = (_run(judge, variant, tokens, mask, names) for variant in both)
     off = {site: _far(site, one[site], other[site], real) for site in one.keys() & other.keys()}
     return {name: max((off[s] for s in sites if s in off), default=0.0) for name, sites in shown.items()}
@@ -194,6 +202,8 @@ def _apart(
 def _run(
     judge: Judge, variant: Variant, tokens: Tensor, mask: Tensor | None, names: set[str]
 ) -> Mapping[str, Tensor]:  # fmt: skip
+    if variant.inputs({}):  # which is fed these tokens' own
+        return {}
     spec = judge.computed.spec
     changed = replace(spec, steps=variant.steps(spec.steps))
     try:
