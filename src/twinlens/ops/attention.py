@@ -30,10 +30,11 @@ class Scores(Op):
     (report, section 2), `window` the number of keys up to and including its own that a query sees
     (None: all), `chunk` the length of the chunks beyond which none sees: query i sees key j where i // chunk is
     j // chunk (Llama 4). A mask that is off by one is `causal="strict"` (a query does not see its own key) or
-    `"ahead"` (it sees the next one).
+    `"ahead"` (it sees the next one). A mask that is `given` says where a query may look in the place of all these.
     """
 
     by_row: ClassVar[tuple[bool, ...]] = (True, False, False, True)
+    takes_mask: ClassVar[bool] = True
 
     scale: float = number(parameter="attn.scale", within=FACTOR)
     softcap: float | None = number(None, parameter="attn.softcap", off=True, power=-2.0, within=FACTOR)
@@ -61,6 +62,7 @@ class Scores(Op):
         k: Float[Tensor, "b s k e"],
         mask: Int[Tensor, "b t"],
         slots: Int[Tensor, " p"],
+        given: Bool[Tensor, "b 1 p s"] | None = None,
     ) -> Float[Tensor, "b h p s"]:
         k = for_each_query_head(k, q.shape[2], self.kv_map)
         if self.scaling in ("query", "both"):
@@ -74,7 +76,7 @@ class Scores(Op):
             s = s / self.scale
         s = soft_cap(s, self.softcap)
         lowest = torch.finfo(s.dtype).min if self.masked is None else self.masked
-        return s.masked_fill(~self.allowed(mask, slots, k.shape[1]), lowest)
+        return s.masked_fill(~(self.allowed(mask, slots, k.shape[1]) if given is None else given), lowest)
 
     def allowed(
         self, mask: Int[Tensor, "b t"], slots: Int[Tensor, " p"], count: int | None = None
@@ -95,13 +97,12 @@ class Scores(Op):
         """The mask of a prompt without padding."""
         return (self.allowed(torch.ones(1, length), torch.arange(length))[0, 0],)
 
-    def magnitude(self, q: Tensor, k: Tensor, mask: Tensor, slots: Tensor) -> Tensor:
+    def magnitude(self, q: Tensor, k: Tensor, mask: Tensor, slots: Tensor, given: Tensor | None = None) -> Tensor:
         k = for_each_query_head(k, q.shape[2], self.kv_map)
         squares = torch.matmul(q.square().transpose(1, 2), k.square().permute(0, 2, 3, 1))
         size = summed(squares, q.shape[-1]) / abs(float(self.scale))
-        return size.masked_fill(
-            ~self.allowed(mask, slots, k.shape[1]), 0.0 if self.masked is None else abs(float(self.masked))
-        )
+        allowed = self.allowed(mask, slots, k.shape[1]) if given is None else given
+        return size.masked_fill(~allowed, 0.0 if self.masked is None else abs(float(self.masked)))
 
 
 @dataclass(frozen=True)

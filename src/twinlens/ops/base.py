@@ -30,7 +30,8 @@ class Op:
     `removable` is the parameter under which leaving the step out is reported; such a step maps its
     first read to a tensor of the same shape. `absorbs` names the operations before this one that
     its `fused` kernel computes as well: their sites are then hidden. `cuts` says that it takes a part of what it
-    reads, as a view; `chooses` that it writes places, not values, which are compared by what stands there (`compared`).
+    reads, as a view; `takes_mask` that it may read one more site, a mask in the place of its own; `chooses` that it
+    writes places, not values, which are compared by what stands there (`compared`).
     `weight_axes` are those of weights that are no matrix [out, in] and no bias, by the axes of sites; `o` and `i` are
     fixed by the weights alone. `kept` are weights that stay in the precision in which they are stored, whatever the
     model's. `weight_parameters` say under which parameter, and where in the block, one is reported that is told apart.
@@ -41,6 +42,7 @@ class Op:
     absorbs: ClassVar[tuple[str, ...]] = ()
     cuts: ClassVar[bool] = False
     chooses: ClassVar[bool] = False
+    takes_mask: ClassVar[bool] = False
     weight_axes: ClassVar[Mapping[str, str]] = {}
     kept: ClassVar[tuple[str, ...]] = ()
     weight_parameters: ClassVar[Mapping[str, tuple[str, str]]] = {}

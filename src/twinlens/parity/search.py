@@ -10,7 +10,7 @@ from typing import TypeGuard
 from torch import Tensor
 
 from twinlens.fields import kind_of
-from twinlens.parity import hypotheses, orders, solving, structure, weighing
+from twinlens.parity import hypotheses, masks, orders, solving, structure, weighing
 from twinlens.parity.afar import LOCAL, Afar
 from twinlens.parity.changes import Change, SetField, Variant, concerns, slot
 from twinlens.parity.merged import Merged
@@ -303,6 +303,7 @@ class Search:
             *hypotheses.defaults(self.merged),
             *hypotheses.exchanged(self.merged),
             *((c,) for c in structure.rebuilt(self.merged, self.spec)),
+            *((c,) for c in masks.as_seen(self.merged, native)),
         ]
 
     def _numbers_of(self, found: Found) -> list[Found]:
