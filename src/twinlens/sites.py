@@ -19,7 +19,6 @@ INPUTS = ("tokens", "positions", "mask", "slots", "key_mask")
 all keys: without a cache that of the tokens."""
 _PAST = ("attn.hook_k_past", "attn.hook_v_past", "attn.hook_latent_past", "attn.hook_k_shared_past")
 """What earlier calls left: given to a call with a cache, as tokens are."""
-# `allowed`, where a query may look, is given where a run shows a mask that no field says.
 ASKED = ("logprobs.following", "logprobs.top_ids")
 """Of which ids log-probabilities are shown: the token that follows [b p], -1 where none does; the n best of a side."""
 
@@ -90,7 +89,7 @@ _MODEL: dict[str, str] = {
     "positions": "b p",
     "mask": "b p",
     "slots": "p",
-    "allowed": "b j p s",
+    "allowed": "b j p s",  # where a query may look: given where a run shows a mask that no field says
     "key_mask": "b s",
     "hook_embed": "b p d",
     "hook_pos_embed": "b p d",

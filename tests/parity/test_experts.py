@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import twinlens
-from twinlens.museum.tiny import EAGER_ONLY, random_tokens, tiny
+from bench.calibration import shuffled
+from twinlens.museum.tiny import ALL, EAGER_ONLY, random_tokens, tiny
 
 SPARSE = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3")
 Change = Callable[[Any], None]
@@ -196,3 +197,14 @@ def test_another_activation_of_experts_is_no_rounding_of_16_bits(family: str) ->
         block.experts.act_fn = torch.nn.ReLU()
     report = twinlens.compare(reference, candidate, tokens=random_tokens(reference))
     assert [(c.parameter, c.reference, c.candidate) for c in report.causes] == [("mlp.act", "silu", "relu")]
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3"])
+def test_experts_in_another_order_with_their_router_are_the_same_function(family: str) -> None:
+    """gpt-oss holds its experts [in, out], DeepSeek's router has a bias and groups."""
+    reference = ALL[family]()
+    candidate = copy.deepcopy(reference)
+    shuffled.experts(candidate)
+    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, 24, seed=1))
+    assert (report.verdict, report.causes, report.unexplained) == ("rounding", [], [])
+    assert report.gauges

@@ -206,7 +206,7 @@ def _reordered(merged: Merged, step: Step, heads: int, words: str) -> Iterator[U
         half = len(view) // heads // 2
         by_head = view.unflatten(0, (heads, *((2, half) if words == _LAYOUTS[0] else (half, 2))))
         rows = by_head.transpose(1, 2).flatten(0, 2)
-        stored = rows.T if weight.transposed else rows
+        stored = rows.mT if weight.transposed else rows
         yield Use(step.writes, argument, stored, weight.name, f"rows permuted, {words}", weight.name)
 
 
@@ -243,7 +243,7 @@ def layers_exchanged(merged: Merged, spec: Spec, known: frozenset[str]) -> Itera
 
 def instead(merged: Merged, step: Step, argument: str, weight: Weight, view: Tensor) -> Use:
     """The checkpoint's tensor as it would be for a step to be given this."""
-    stored = view.T if weight.transposed else view
+    stored = view.mT if weight.transposed else view
     return Use(step.writes, argument, stored, weight.name, pattern(merged.weights(weight.name), stored), weight.name)
 
 
