@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from twinlens.errors import SpecError
 from twinlens.ops import Op
-from twinlens.sites import is_input
 
 if TYPE_CHECKING:
     from twinlens.edits import Edit
@@ -172,14 +171,7 @@ class Spec:
 
         A merged step where some sites between are not given.
         """
-        known = set(given)
-        needed, pending = set[str](), [target]
-        while pending:
-            site = pending.pop()
-            if site not in needed:
-                needed.add(site)
-                pending.extend(r for r in self.at[site].reads if r not in known and not is_input(r))
-        return tuple(step for step in self.steps if step.writes in needed)
+        return needed(self.steps, target, set(given))
 
     def replace_steps(self, changes: Mapping[str, Step]) -> Spec:
         """A copy in which the steps that write these sites are others."""
@@ -243,6 +235,18 @@ class Unit:
             return self.step(sites, weights)
         ops = tuple(s.op for s in self.absorbed)
         return kernel(ops, *(sites[r] for r in self.reads), **self.step.arguments(weights))
+
+
+def needed(steps: Iterable[Step], target: str, known: Collection[str] = ()) -> tuple[Step, ...]:
+    """Of some steps, in whatever order, those that compute a target from known sites and what none of them writes."""
+    steps = tuple(steps)
+    at, found, pending = {s.writes: s for s in steps}, set[str](), [target]
+    while pending:
+        site = pending.pop()
+        if site in at and site not in found:
+            found.add(site)
+            pending.extend(r for r in at[site].reads if r not in known)
+    return tuple(step for step in steps if step.writes in found)
 
 
 def units(steps: Iterable[Step], keep: Iterable[str] = ()) -> Iterator[Unit]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 
 from tests.capture.faults import Planted, build, planted
 from tests.capture.ports import ports
 from tests.capture.table import port_row, row
+from twinlens.capture import record
+from twinlens.museum.tiny import ALL, random_tokens
+from twinlens.subjects import subject
 
 FAULTS = planted()
 BOTH = ("honest", "scale", "rotary base", "exchanged", "embed", "post-norm", "windows")
@@ -44,3 +50,17 @@ def test_a_step_at_fault_is_placed_by_what_follows_only() -> None:
     [fault] = [f for f in FAULTS if f.name == "llama scale"]
     found = row(build(fault))
     assert found.with_evidence("provisional") == [f"blocks.{layer}.attn.hook_attn_scores" for layer in range(3)]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_a_stream_scaled_between_two_layers_is_placed_behind_the_factor(family: str) -> None:
+    """The norm that reads it replays on either side, the sum does not."""
+    model: Any = ALL[family]()
+    other: Any = copy.deepcopy(model)
+    layer = other.model.layers[0]
+    plain = layer.forward
+    layer.forward = lambda *args, **kwargs: 0.5 * plain(*args, **kwargs)
+    declared = subject(model).declaration()
+    assert declared is not None
+    sites = record(other, declared.spec, declared.weights, random_tokens(model)).calls[0].sites
+    assert torch.equal(sites["blocks.1.hook_resid_pre"], 0.5 * sites["blocks.0.hook_resid_post"])

@@ -64,8 +64,10 @@ class Lookahead:
         place = self.a.places[step.writes]
         now = Guess(place.node, place.layout, self.a.values[step.writes])
         verdict = self._judge({step.writes: now}, loose=False)
-        if self.a.is_copy(step) and (verdict.hits or not self._is_read(step.writes)):
-            return
+        if self.a.is_copy(step):
+            elsewhere = verdict.misses if verdict.hits else self._is_read(step.writes)
+            if not elsewhere:
+                return
         options = [(guess,) for guess in self._guesses(step, value)]
         best = self._best((step,), options, loose=False)
         if best is not None and not same(step.writes, best[0], now):

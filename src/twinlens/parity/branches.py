@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from twinlens.ops import Add, NormWeight, WithShared
 from twinlens.parity.rebuilt import AGAIN, Otherwise
 from twinlens.sites import axes, block, split
-from twinlens.spec import Step
+from twinlens.spec import Step, needed
 
 
 def in_sequence(rows: Mapping[str, Step], layer: int) -> Iterator[Otherwise]:
@@ -30,8 +30,8 @@ def overwritten(rows: Mapping[str, Step], layer: int) -> Iterator[Otherwise]:
     for end in rows.values():
         if isinstance(end.op, WithShared) and all(r in rows for r in end.reads):
             chosen, shared = end.reads
-            above, branch = set(leading_to(rows, chosen)), list(leading_to(rows, shared))
-            given = [r for s in branch if s not in above for r in rows[s].reads if r in above]
+            above, branch = leading_to(rows, chosen), leading_to(rows, shared)
+            given = [r for s in reversed(branch) if s not in above for r in rows[s].reads if r in above]
             if given:
                 yield Otherwise(
                     tuple(_behind(rows, shared, chosen, {given[0]: chosen})), "experts.shared",
@@ -45,7 +45,7 @@ def _behind(rows: Mapping[str, Step], branch: str, before: str, moved: dict[str,
     that for both, a norm, is made once more.
     """
     first = set(leading_to(rows, before))
-    for site in reversed(list(leading_to(rows, branch))):
+    for site in leading_to(rows, branch):
         step = rows[site]
         if site in first:
             if any(r in moved for r in step.reads):
@@ -55,13 +55,9 @@ def _behind(rows: Mapping[str, Step], branch: str, before: str, moved: dict[str,
             yield dataclasses.replace(step, reads=with_reads(step.reads, moved))
 
 
-def leading_to(rows: Mapping[str, Step], site: str) -> Iterator[str]:
-    """A site of the layer and those that it is computed from, the last ones first."""
-    needed = {site}
-    for name, step in reversed(list(rows.items())):
-        if name in needed:
-            yield name
-            needed.update(step.reads)
+def leading_to(rows: Mapping[str, Step], site: str) -> list[str]:
+    """A site of the layer and those that it is computed from, in their order."""
+    return [step.writes for step in needed(rows.values(), site)]
 
 
 def with_reads(reads: Iterable[str], moved: Mapping[str, str]) -> tuple[str, ...]:

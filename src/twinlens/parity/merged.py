@@ -17,7 +17,7 @@ from twinlens.parity.meter import Meter
 from twinlens.parity.oracle import Oracle, double
 from twinlens.parity.rows import Noise, Rows
 from twinlens.sites import ASKED, INPUTS, axes, by_slot, is_input, split
-from twinlens.spec import Spec, Step, Weights, evaluate, units
+from twinlens.spec import Spec, Step, Weights, evaluate, needed, units
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Merged:
         steps, known = variant.steps(self.steps), dict[str, Tensor]()
         if self.is_far and variant:
             known = self._before(variant)
-            steps = _needed(steps, self.target, known)
+            steps = needed(steps, self.target, known)
         return self.compared(self._run(steps, variant, known=known)[self.target])
 
     def _before(self, variant: Variant) -> dict[str, Tensor]:
@@ -164,17 +164,6 @@ class Merged:
     def prepared(self, variant: Variant, rows: Rows) -> Oracle:
         """The tensors of an oracle in float64, made once for many values of the fields."""
         return Oracle.of(self, variant, rows)
-
-
-def _needed(steps: Sequence[Step], target: str, known: Mapping[str, Tensor]) -> tuple[Step, ...]:
-    """The steps from what is known to a target."""
-    at, needed, pending = {s.writes: s for s in steps}, set[str](), [target]
-    while pending:
-        site = pending.pop()
-        if site in at and site not in needed and site not in known:
-            needed.add(site)
-            pending += at[site].reads
-    return tuple(s for s in steps if s.writes in needed)
 
 
 def replayed(

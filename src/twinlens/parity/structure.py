@@ -106,7 +106,7 @@ def _after_sublayers(rows: Mapping[str, Step]) -> Iterator[tuple[Step, Step, str
     """Norms of what a sublayer gives: their two rows, the stream that it reads, the steps that read it."""
     for normalize, weight in norms(rows):
         given = normalize.reads[0]
-        above = list(leading_to(rows, given))
+        above = leading_to(rows, given)[::-1]  # the nearest sum first
         stream = next((r for r in above if isinstance(rows[r].op, Add)), given)
         if stream != given and axes(stream) == axes(weight.writes):
             yield normalize, weight, stream, tuple(r for r in above if stream in rows[r].reads)
