@@ -116,6 +116,8 @@ _BINARY: Mapping[type[ast.operator], Callable[[Tensor, Tensor], Tensor]] = {
     ast.Add: torch.add,
     ast.Sub: torch.sub,
     ast.Mult: torch.mul,
+    ast.FloorDiv: lambda x, y: torch.div(x, y, rounding_mode="floor"),
+    ast.Mod: torch.remainder,
 }
 _FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "cumsum": lambda x: x.cumsum(-1),
@@ -186,6 +188,6 @@ def _value(node: ast.expr, values: Mapping[str, Tensor], text: str) -> Tensor:
 
 def _unknown(text: str) -> InputError:
     return InputError(
-        f"{text!r} is no change of an input; write whole numbers, {', '.join(INPUTS)}, + - * and "
+        f"{text!r} is no change of an input; write whole numbers, {', '.join(INPUTS)}, + - * // % and "
         f"{', '.join(_FUNCTIONS)}, as in 'positions + 1'."
     )

@@ -197,12 +197,26 @@ def _top_log_probs(t: Drawer, draw: Any) -> Case:
     return Case(ops.TopLogProbs(), (("b p v", t.normal("b p v")), ("b p t", t.whole("b p t", 11) - 1)))
 
 
+def _scaled(t: Drawer, draw: Any) -> Case:
+    along = draw(st.sampled_from([None, 2, 3]))
+    x = t.normal("b p h e")
+    factors = tuple(draw(between(0.1, 3)) for _ in range(1 if along is None else x.shape[along]))
+    return Case(ops.Scaled(factors, along or 0), (("b p h e", x),))
+
+
+def _taken(t: Drawer, draw: Any) -> Case:
+    x = t.normal("b p h e")
+    axis = draw(st.sampled_from([1, 2]))
+    return Case(ops.Taken(tuple(draw(st.permutations(range(x.shape[axis])))), axis), (("b p h e", x),))
+
+
 MAKE: dict[str, Make] = {
     "Activate": _activate,
     "Add": _add,
     "Append": _append,
     "Branch": _branch,
     "ChosenLogProb": _chosen_log_prob,
+    "Clipped": lambda t, draw: Case(ops.Clipped(draw(between(0.1, 3))), (("b p d", t.normal("b p d")),)),
     "Embed": _embed,
     "Experts": _experts,
     "Gate": _gate,
@@ -216,12 +230,15 @@ MAKE: dict[str, Make] = {
     "Project": _project,
     "RotaryTable": _rotary_table,
     "Rotate": _rotate,
+    "Rounded": lambda t, draw: Case(ops.Rounded("bfloat16"), (("b p d", t.normal("b p d")),)),
     "RouterLogits": _router_logits,
     "RouterWeights": _router_weights,
+    "Scaled": _scaled,
     "Scores": _scores,
     "Select": _select,
     "SharedKey": lambda t, draw: Case(ops.SharedKey(5), (("b p n", t.normal("b p n")),)),
     "Softmax": _softmax,
+    "Taken": _taken,
     "TopLogProbs": _top_log_probs,
     "Span": lambda t, draw: Case(ops.Span(2, 7), (("b p n", t.normal("b p n")),)),
     "Unembed": _unembed,

@@ -50,3 +50,24 @@ def test_any_offset_while_decoding_is_read_off(off: int) -> None:
     tokens = random_tokens(reference, 2, 20, seed=3)
     report = twinlens.compare(reference, candidate, tokens=tokens, calls=[18, 1, 1])
     assert [(c.parameter, c.candidate) for c in report.causes] == [("cache.position", off)]
+
+
+RULES = {
+    "20 at most": lambda p: p.clamp(max=20),
+    "from 0 again every 16": lambda p: p % 16,
+    "one for 2 tokens each": lambda p: p // 2,
+    "0 to 12, then 0 to 26": lambda p: torch.where(p < 13, p, p - 13),
+    "0 to 12, then 20 to 46": lambda p: torch.where(p < 13, p, p + 7),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_positions_that_follow_a_rule_are_told_by_it(rule: str) -> None:
+    reference, candidate = ALL["llama"](), ALL["llama"]()
+    tables = candidate.model.rotary_emb
+    plain = tables.forward
+    tables.forward = lambda x, position_ids: plain(x, RULES[rule](position_ids))
+    report = twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, 40, seed=3))
+    assert [(c.parameter, c.candidate) for c in report.causes] == [("positions.offset", rule)]
+    assert report.explained == "identical"
+    assert report.fix(candidate).verdict == "identical"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from twinlens import sites as names
 from twinlens.capture.anchors import Anchors, Held, Numbering
+from twinlens.capture.changed import changed_before
 from twinlens.capture.graph import Graph
 from twinlens.capture.layout import Layout, layouts
 from twinlens.capture.lookahead import Lookahead
@@ -219,9 +220,13 @@ class Aligner:
             return
         value = self.expected(site, self.values)
         operand = self.operands.get(site)
+        match = None if value is None or operand is not None else self.match(site, value, self.values)
+        if value is not None and match is None and not self._replays(site, value) and changed_before(ahead, step):
+            value = self.expected(site, self.values)
+            match = None if value is None or operand is not None else self.match(site, value, self.values)
         if operand is not None:
             self._known(site, operand, value)
-        elif value is not None and (match := self.match(site, value, self.values)) is not None:
+        elif value is not None and match is not None:
             if step.op.cuts and ahead.leads_elsewhere(step, match, value):
                 return
             if self._masks(site, match, value) or ahead.agrees(site, match):
@@ -236,10 +241,16 @@ class Aligner:
             ahead.place(step, value)
 
     def _known(self, site: str, operand: Place, value: Tensor | None) -> None:
-        theirs = operand.layout.ours(self.graph[operand.node], self.sizes)
-        wanted = None if value is None else self.search.wanted(site, value)
-        same = wanted is not None and theirs.shape == wanted.value.shape and near(theirs, wanted)
+        same = value is not None and self._replays(site, value)
         self.put(site, operand.node, operand.layout, "weight+replay" if same else "weight")
+
+    def _replays(self, site: str, value: Tensor) -> bool:
+        """Whether a product reads this value."""
+        operand = self.operands.get(site)
+        if operand is None:
+            return False
+        theirs, wanted = operand.layout.ours(self.graph[operand.node], self.sizes), self.search.wanted(site, value)
+        return theirs.shape == wanted.value.shape and near(theirs, wanted)
 
     def _masks(self, site: str, match: Match, value: Tensor) -> bool:
         """Whether a match on allowed scores is also masked where the replay is."""

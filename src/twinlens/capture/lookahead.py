@@ -39,12 +39,12 @@ class Lookahead:
     def agrees(self, site: str, match: Match) -> bool:
         """Whether what follows is computed from this tensor."""
         value = match.layout.ours(self.a.graph[match.node], self.a.sizes)
-        return self._judge({site: Guess(match.node, match.layout, value)}, loose=False).hits > 0
+        return self.judge({site: Guess(match.node, match.layout, value)}, loose=False).hits > 0
 
     def leads_elsewhere(self, step: Step, match: Match, value: Tensor) -> bool:
         """Place a part of a product by what follows, where what follows is made from another part than was found."""
         now = Guess(match.node, match.layout, match.layout.ours(self.a.graph[match.node], self.a.sizes))
-        if any(self._judge({step.writes: now}, loose=loose).hits for loose in (False, True)):
+        if any(self.judge({step.writes: now}, loose=loose).hits for loose in (False, True)):
             return False
         self.place(step, value)
         return step.writes in self.a.places
@@ -53,7 +53,7 @@ class Lookahead:
         """Place a site by what follows, or leave it missing."""
         steps, options = self._options(step, expected)
         for loose in (False, True):
-            best = self._best(steps, options, loose=loose)
+            best = self.best(steps, options, loose=loose)
             if best is not None:
                 for s, guess in zip(steps, best, strict=True):
                     self.a.put(s.writes, guess.node, guess.layout, "provisional")
@@ -63,15 +63,15 @@ class Lookahead:
         """Move a site that replays to where what follows fits better: an embedding that is scaled once more."""
         place = self.a.places[step.writes]
         now = Guess(place.node, place.layout, self.a.values[step.writes])
-        verdict = self._judge({step.writes: now}, loose=False)
+        verdict = self.judge({step.writes: now}, loose=False)
         if self.a.is_copy(step):
             elsewhere = verdict.misses if verdict.hits else self._is_read(step.writes)
             if not elsewhere:
                 return
-        options = [(guess,) for guess in self._guesses(step, value)]
-        best = self._best((step,), options, loose=False)
+        options = [(guess,) for guess in self.guesses(step, value)]
+        best = self.best((step,), options, loose=False)
         if best is not None and not same(step.writes, best[0], now):
-            if self._judge({step.writes: best[0]}, loose=False).hits > verdict.hits:
+            if self.judge({step.writes: best[0]}, loose=False).hits > verdict.hits:
                 self.a.put(step.writes, best[0].node, best[0].layout, "provisional")
 
     def _is_read(self, site: str) -> bool:
@@ -92,7 +92,7 @@ class Lookahead:
         """What a site could be; of parts, which are moved on their way and not changed, each value once, and of tables,
         which are cut anew for each layer.
         """
-        guesses = list(self._guesses(step, expected))
+        guesses = list(self.guesses(step, expected))
         if not step.op.cuts and "tokens" in self._upstream[step.writes]:
             return guesses
         once: list[Guess] = []
@@ -118,7 +118,7 @@ class Lookahead:
 
     # --- what a site could be -------------------------------------------------------------------
 
-    def _guesses(self, step: Step, expected: Tensor | None) -> Iterator[Guess]:
+    def guesses(self, step: Step, expected: Tensor | None) -> Iterator[Guess]:
         """Tensors of the site's shape between what it is made of and what is known to follow."""
         shape = self._shape(step, expected)
         if shape is None:
@@ -182,14 +182,14 @@ class Lookahead:
 
     # --- what the steps after it say ------------------------------------------------------------
 
-    def _best(
+    def best(
         self, steps: Sequence[Step], options: Sequence[tuple[Guess, ...]], *, loose: bool
     ) -> tuple[Guess, ...] | None:
         """The option that makes most of what follows replay; None where others do so too."""
         judged: list[tuple[Verdict, tuple[Guess, ...]]] = []
         for option in options:
             trial = {s.writes: g for s, g in zip(steps, option, strict=True)}
-            verdict = self._judge(trial, loose=loose)
+            verdict = self.judge(trial, loose=loose)
             if verdict.hits:
                 judged.append((verdict, option))
         if not judged:
@@ -204,7 +204,7 @@ class Lookahead:
             return tied[0]
         return [option for option in tied if equal(option[0].value, tied[0][0].value)][-1]
 
-    def _judge(self, trial: Trial, *, loose: bool) -> Verdict:
+    def judge(self, trial: Trial, *, loose: bool) -> Verdict:
         """Replay what follows on these tensors. `loose`: to a captured tensor up to a factor."""
         given = {**self.a.values, **{site: guess.value for site, guess in trial.items()}}
         hits = misses = 0

@@ -9,6 +9,7 @@ from twinlens.ops.logprobs import ChosenLogProb, TopLogProbs
 from twinlens.ops.mlp import Activate, Gate
 from twinlens.ops.norm import Normalize, NormWeight
 from twinlens.ops.project import Half, LatentKey, Part, Project, SharedKey, Span, Unembed
+from twinlens.ops.remade import Clipped, Rounded, Scaled, Taken
 from twinlens.ops.rotary import RotaryTable, Rotate
 from twinlens.ops.router import RouterLogits, RouterWeights, Select
 
@@ -19,6 +20,7 @@ __all__ = [
     "Append",
     "Branch",
     "ChosenLogProb",
+    "Clipped",
     "Embed",
     "Experts",
     "Gate",
@@ -33,13 +35,16 @@ __all__ = [
     "Project",
     "RotaryTable",
     "Rotate",
+    "Rounded",
     "RouterLogits",
     "RouterWeights",
+    "Scaled",
     "Scores",
     "Select",
     "SharedKey",
     "Softmax",
     "Span",
+    "Taken",
     "TopLogProbs",
     "Unembed",
     "WithShared",

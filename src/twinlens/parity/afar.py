@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from twinlens.fields import to_smooth
-from twinlens.parity import hypotheses, structure, weighing
+from twinlens.parity import hypotheses, solving, structure, weighing
 from twinlens.parity.changes import Change, Variant, slot
 from twinlens.parity.fit import Number, constants, numbers
 from twinlens.parity.mistakes import Mistake, in_all, levelled, of_one_kind, together, unread, without
@@ -68,6 +68,12 @@ class Afar:
             *self._compounds(),
         ]
 
+    @property
+    def _last(self) -> Iterator[Mistake]:
+        """What is read off the last product, of which alone each is a run."""
+        mask = self.merged.sites["mask"]
+        yield from (changes for changes in solving.solved(self.merged, self.scorer.native, mask, self.known) if changes)
+
     @cached_property
     def _discrete(self) -> list[Change]:
         return list(hypotheses.discrete(self.merged, self.spec, self.scorer.native))
@@ -93,6 +99,8 @@ class Afar:
     def run(self, start: Found) -> Found | None:
         """The mistakes that explain the step; `nearest` is what came near where none do."""
         if (good := self._settled(self.numbers_of(start, LOCAL))) is not None:
+            return good
+        if (good := self._settled([self._scored(v, start) for v in _variants(start, self._last)])) is not None:
             return good
         states = [start]
         for depth in range(_DEPTH):

@@ -12,7 +12,7 @@ from torch import Tensor
 from twinlens import sites
 from twinlens.fields import Kind, kind_of, kinds
 from twinlens.ops import Add
-from twinlens.parity.rebuilt import Rebuilt
+from twinlens.parity.rebuilt import AGAIN, Rebuilt
 from twinlens.spec import Spec, Step, Weights
 
 
@@ -30,7 +30,9 @@ class SetField:
         return self.sites[0]
 
     def apply(self, step: Step) -> Step:
-        """The step with the change made."""
+        """The step with the change made, where it has the field: another one may stand in its place (`Rebuilt`)."""
+        if all(name != self.name for name, _, _ in kinds(step.op)):
+            return step
         return dataclasses.replace(step, op=step.op.replace(**{self.name: self.value}))
 
     def parameter(self, spec: Spec) -> str:
@@ -201,7 +203,9 @@ class Variant:
             for site in concerns(change):
                 by_site.setdefault(site, []).append(change)
         for i, step in enumerate(made):
-            for change in by_site.get(step.writes, ()):
+            own = by_site.get(step.writes.removesuffix(AGAIN), ())
+            again = step.writes.endswith(AGAIN)
+            for change in (c for c in own if isinstance(c, SetField) or not again):
                 step = change.apply(step)
             made[i] = step
         return tuple(made)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from twinlens import sites
-from twinlens.parity import gauges, hypotheses, orders, structure, tables, weighing
+from twinlens.parity import gauges, hypotheses, orders, relations, structure, tables, weighing
 from twinlens.parity.changes import SetField, Use, Variant, concerns, slot
 from twinlens.parity.elsewhere import Elsewhere, told
 from twinlens.parity.faint import faint
@@ -103,8 +103,13 @@ class Examiner:
         patience = PATIENCE / (1 + self._in_vain[kind] * _LESS)
         if hasty and not m.is_far:
             patience = min(HASTE, patience)
+        plain = None if m.is_far or ratio.is_rounding else relations.related(search.scorer, self.spec)
+        if plain is not None:
+            patience = min(HASTE, patience)
         found = search.run(self.proposals(m), thorough=not ratio.is_rounding, patience=patience)
         if found is None or not found.variant or not search.explains(found):
+            if plain is not None:
+                return self.solved(m, search.scorer, plain)
             if not (m.is_far or ratio.is_rounding) and (alone := self._of_its_own(m, search.scorer, fixed)) is not None:
                 return alone
             self._in_vain[kind] += search.is_exhausted and not hasty

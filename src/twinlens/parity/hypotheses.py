@@ -48,6 +48,7 @@ def discrete(merged: Merged, spec: Spec, native: torch.Tensor) -> Iterator[Chang
     for step in merged.steps:
         if step.op.removable:
             yield Leave((*_belonging(step, merged), *_alike(step, merged)))
+    yield from dropped(merged)
     yield from streams(merged)
     for step in merged.steps:
         for name, kind, now in kinds(step.op):
@@ -163,6 +164,21 @@ def _alike(step: Step, merged: Merged) -> tuple[str, ...]:
         return (step.writes,)
     layer = split(step.writes)[0]
     return tuple(s.writes for s in merged.steps if type(s.op) is type(step.op) and split(s.writes)[0] == layer)
+
+
+def dropped(merged: Merged) -> Iterator[SetField]:
+    """A branch that is not added to the stream, here or together with the next one."""
+    step = merged.steps[-1]
+    if not isinstance(step.op, Add) or len(step.reads) != 2 or not {step.writes, *step.reads} <= merged.sites.keys():
+        return
+    layer, branch = split(step.writes)[0], merged.sites[step.reads[1]]
+    later = [block(layer or 0, name) for name in ("hook_resid_post", "hook_mlp_out")]
+    if later[0] != step.writes and all(site in merged.sites for site in later):
+        end, other = (merged.sites[site] for site in later)
+        more = (end - merged.value - other)[merged.sites["mask"].bool()].double()
+        if (more - branch[merged.sites["mask"].bool()].double()).norm() < more.norm():
+            return
+    yield SetField((step.writes,), "factor", 0.0)
 
 
 def streams(merged: Merged) -> Iterator[Rewire]:

@@ -13,6 +13,8 @@ from twinlens.parity.merged import Merged, replayed
 from twinlens.parity.rounding import same_width
 from twinlens.spec import Step
 
+_RUNS = 8
+"""So many times at most positions are told to begin anew."""
 _MORE = 2
 """How many times as far as the positions that were given a run may have gone."""
 
@@ -26,15 +28,42 @@ def read_off(step: Step, merged: Merged) -> Iterator[Feed]:
     real = merged.sites["mask"].bool()
     if found is None or not bool(real.any()):
         return
-    apart = (found - given)[real].unique().tolist()
-    if len(apart) == 1 and apart[0]:
-        before = int(merged.sites["slots"][0])
-        restarted = before > 0 and apart[0] == -before
-        expression = f"maximum(positions {'-' if apart[0] < 0 else '+'} {abs(apart[0])}, 0)"
+    for value, expression in _rules(given[real], found[real], int(merged.sites["slots"][0])):
         tensor = evaluate(expression, merged.sites, "positions")
-        yield Feed(
-            step.writes, "positions", tensor, "counted from 0 in each call" if restarted else apart[0], expression
-        )
+        if torch.equal(tensor[real], found[real]):
+            yield Feed(step.writes, "positions", tensor, value, expression)
+            return
+    told = _runs(found[0][real[0]].tolist())
+    if told:
+        yield Feed(step.writes, "positions", found, told)
+
+
+def _rules(given: Tensor, found: Tensor, before: int) -> Iterator[tuple[int | str, str]]:
+    """How positions may have been made of those that were given, as a value and an expression; `before` are slots that
+    earlier calls left.
+    """
+    apart = int((found - given)[0])
+    if apart:
+        restarted = before > 0 and apart == -before
+        value = "counted from 0 in each call" if restarted else apart
+        yield value, f"maximum(positions {'-' if apart < 0 else '+'} {abs(apart)}, 0)"
+    highest = int(found.max())
+    yield f"{highest} at most", f"minimum(positions, {highest})"
+    again = given[(found == 0) & (given > 0)]
+    if len(again):
+        yield f"from 0 again every {int(again.min())}", f"positions % {int(again.min())}"
+    ones = given[found == 1]
+    if len(ones) and int(ones.min()) > 1:
+        yield f"one for {int(ones.min())} tokens each", f"positions // {int(ones.min())}"
+
+
+def _runs(positions: list[int]) -> str:
+    """In words, where positions count on from; none where that is too seldom."""
+    begins = [i for i, p in enumerate(positions) if i == 0 or p != positions[i - 1] + 1]
+    if len(begins) > _RUNS:
+        return ""
+    ends = [*begins[1:], len(positions)]
+    return ", then ".join(f"{positions[i]} to {positions[j - 1]}" for i, j in zip(begins, ends, strict=True))
 
 
 def _nearest(step: Step, merged: Merged) -> Tensor | None:

@@ -12,7 +12,7 @@ from twinlens.parity.changes import Feed, Use
 from twinlens.parity.merged import Merged
 from twinlens.parity.shuffled import shuffled
 from twinlens.parity.weighing import instead, is_copy
-from twinlens.spec import Step
+from twinlens.spec import Step, stored_name
 
 _MOVED = 1e-4
 """A row whose factor is nearer to 1 is the reference's: rounding moves it by less."""
@@ -53,10 +53,10 @@ def solved(merged: Merged, native: Tensor, mask: Tensor, known: frozenset[str]) 
         if name not in known and all(s.op.scales_rows for s in steps[-norms:] if isinstance(s.op, Normalize)):
             yield from _behind_norm(merged, step, y, n)
         return
-    yield from _permuted(merged, step, y, n)
     if name not in known:
+        yield from _permuted(merged, step, y, n)
         yield from whole(merged, step, y, mask)
-    yield from _bias(merged, step, y - n)
+    yield from _bias(merged, step, step.op.undone(y) - step.op.undone(n))
     if name not in known:
         yield from _rows(merged, step, y, n)
 
@@ -80,7 +80,7 @@ def _bias(merged: Merged, step: Step, error: Tensor) -> Iterator[tuple[Use, ...]
     """A bias that is added where there is none."""
     bias = error.mean(0)
     if "b" not in dict(step.weights) and bool((error - bias).norm() < 0.05 * error.norm()):
-        name = dict(step.weights)["W"].name.removesuffix("weight") + "bias"
+        name = stored_name(dict(step.weights)["W"].name).removesuffix("weight") + "bias"
         yield (Use(step.writes, "b", bias.to(merged.value.dtype), name, "added"),)
 
 

@@ -19,6 +19,7 @@ from twinlens.parity.branches import in_sequence, leading_to, norms, overwritten
 from twinlens.parity.changes import Variant
 from twinlens.parity.merged import Merged
 from twinlens.parity.rebuilt import AGAIN, Otherwise, Rebuilt
+from twinlens.parity.relations import normed_at, unweighted
 from twinlens.parity.slots import from_the_cache
 from twinlens.sites import axes, block, generic, split
 from twinlens.spec import Spec, Step
@@ -141,36 +142,28 @@ def _instead(step: Step, read: str, other: str) -> Step:
     return dataclasses.replace(step, reads=with_reads(step.reads, {read: other}))
 
 
-_NORMS = {"hook_q": "q_norm", "hook_k": "k_norm", "attn.hook_out": "ln1_post", "mlp.hook_out": "ln2_post"}
-"""Where the vocabulary has a norm of what a product gives."""
-_EPS = (1e-6, 1e-5, 0.0)
-"""Of norms that a checkpoint knows nothing of, besides its own."""
-
-
 def norms_added(rows: Mapping[str, Step]) -> Iterator[Otherwise]:
     """What a product gives is normed once more, without a weight; queries and keys by themselves and together."""
     plain = [n.op for n, _ in norms(rows) if isinstance(n.op, Normalize)]
     if not plain:
         return
-    ops = [plain[0].replace(eps=eps, kind=k, over="head") for eps in (plain[0].eps, *_EPS) for k in ("rms", "layer")]
-    for op in dict.fromkeys(ops):
+    for op in unweighted(plain[0]):
         found = dict[str, Otherwise]()
         for site, step in rows.items():
             readers = [s for s in rows.values() if site in s.reads]
             if not step.weights or isinstance(step.op, NormWeight) or not readers:
                 continue
             made = Step(f"{site}{AGAIN}", op, (site,))
-            stem = next((end for end in _NORMS if site.endswith(end)), "")
-            enters = site.removesuffix(stem) + f"{_NORMS[stem]}.hook_normalized" if stem else site
-            found[stem] = Otherwise(
-                (made, *(_instead(s, site, made.writes) for s in readers)), "norm.missing", enters,
+            found[generic(site)] = Otherwise(
+                (made, *(_instead(s, site, made.writes) for s in readers)), "norm.missing", normed_at(site),
                 None, "present", f"{split(site)[1]} is normed once more, by {op}",
             )  # fmt: skip
-            yield found[stem]
-        if {"hook_q", "hook_k"} <= found.keys():
-            both = (*found["hook_q"].rows, *found["hook_k"].rows)
+            yield found[generic(site)]
+        queries, keys = (found.get(generic(block(0, f"attn.hook_{x}"))) for x in "qk")
+        if queries is not None and keys is not None:
+            both = (*queries.rows, *keys.rows)
             if len({s.writes for s in both}) == len(both):
-                yield dataclasses.replace(found["hook_q"], rows=both, words=f"queries and keys are normed, by {op}")
+                yield dataclasses.replace(queries, rows=both, words=f"queries and keys are normed, by {op}")
 
 
 def norms_exchanged(rows: Mapping[str, Step]) -> Iterator[Otherwise]:
