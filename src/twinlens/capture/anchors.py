@@ -140,7 +140,19 @@ class Numbering:
                 group[leaf.index].again.append(use)
             else:
                 group[leaf.index] = self._member(use)
-        yield from (list(group.values()) for group in groups.values())
+        yield from (self._apart(list(group.values())) for group in groups.values())
+
+    def _apart(self, group: list[_Member]) -> list[_Member]:
+        """With each use by itself, in the order of the call, where only so there are as many as layers: some of them
+        share a module.
+        """
+        kinds = next((m.kinds for m in group if m.kinds), ())
+        what = "norm" if group[0].use.kind == "scaling" else group[0].use.kind
+        wanted = len(self.names.get((what, kinds[0]), ())) if kinds else 0
+        every = [use for m in group for use in (m.use, *m.again)]
+        if not len(group) < wanted == len(every):
+            return group
+        return [self._member(use) for use in sorted(every, key=lambda use: use.out)]
 
     def _member(self, use: Use) -> _Member:
         match = self.matcher.match(use)
