@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
+
 import torch
 from torch import Tensor
 
+from twinlens.capture.guesses import Guess
 from twinlens.capture.lookahead import Lookahead
 from twinlens.capture.values import parallel
 from twinlens.ops import Add, Normalize
@@ -16,28 +20,43 @@ _STORED = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2
 
 def changed_before(ahead: Lookahead, step: Step) -> bool:
     """Move what a step reads, a product or a branch, to where it is changed once more, if the step replays there: a
-    clamp, another order of heads or positions. Not by a factor or a rounding, which fields may say.
+    clamp, another order of heads or positions. Not by a factor or a rounding, which fields may say. Scores read two.
     """
-    a = ahead.a
     if step.weights or step.op.chooses:
         return False
+    behind = dict[str, list[Guess]]()
     for read in step.reads[isinstance(step.op, Add) :]:  # what the stream is, is said by which site a sum reads
-        place, made = a.places.get(read), a.spec.at.get(read)
-        if place is None or made is None or not (a.anchors.of(made) or a.is_copy(made)):
-            continue
-        now = a.values[read]
-        wanted = a.search.wanted(read, now)
-        behind = [
-            (guess,) for guess in ahead.guesses(made, now)
-            if guess.node != place.node and a.search.above[guess.node] >> place.node & 1
-            and not parallel(guess.value, wanted) and not _said_by(step, guess.value, now)
-        ]  # fmt: skip
-        alike = [option for option in behind if option[0].layout == place.layout]  # where heads turned, the one
-        best = ahead.best((made,), alike, loose=False) or ahead.best((made,), behind, loose=False)
-        if best is not None and not ahead.judge({read: best[0]}, loose=False).misses:
-            a.put(read, best[0].node, best[0].layout, "provisional")
+        if found := _behind(ahead, step, read):
+            behind[read] = found
+    for reads in ([read] for read in behind):
+        if _moved(ahead, reads, [(guess,) for guess in behind[reads[0]]]):
             return True
-    return False
+    return len(behind) == 2 and _moved(ahead, list(behind), list(product(*behind.values())))
+
+
+def _behind(ahead: Lookahead, step: Step, read: str) -> list[Guess]:
+    """What a site could be instead; in its own layout, where heads turned are the same in another one, first of all."""
+    a = ahead.a
+    place, made = a.places.get(read), a.spec.at.get(read)
+    if place is None or made is None or not (a.anchors.of(made) or a.is_copy(made)):
+        return []
+    now = a.values[read]
+    wanted = a.search.wanted(read, now)
+    found = [
+        guess for guess in ahead.guesses(made, now)
+        if guess.node != place.node and a.search.above[guess.node] >> place.node & 1
+        and not parallel(guess.value, wanted) and not _said_by(step, guess.value, now)
+    ]  # fmt: skip
+    return [guess for guess in found if guess.layout == place.layout] or found
+
+
+def _moved(ahead: Lookahead, reads: Sequence[str], options: Sequence[tuple[Guess, ...]]) -> bool:
+    best = ahead.best([ahead.a.spec.at[read] for read in reads], options, loose=False)
+    if best is None or ahead.judge(dict(zip(reads, best, strict=True)), loose=False).misses:
+        return False
+    for read, guess in zip(reads, best, strict=True):
+        ahead.a.put(read, guess.node, guess.layout, "provisional")
+    return True
 
 
 def _said_by(step: Step, x: Tensor, of: Tensor) -> bool:
