@@ -98,41 +98,51 @@ class Afar:
 
     def run(self, start: Found) -> Found | None:
         """The mistakes that explain the step; `nearest` is what came near where none do."""
-        if (good := self._settled(self.numbers_of(start, LOCAL))) is not None:
-            return good
-        if (good := self._settled([self._scored(v, start) for v in _variants(start, self._last)])) is not None:
-            return good
-        states = [start]
+        return next((good for ways in self._ways(start) if (good := self._settled(ways)) is not None), None)
+
+    def _ways(self, start: Found) -> Iterator[Iterable[Found]]:
+        """What is tried, cheap first: each is run when it is asked for."""
+        yield self._number(start)
+        yield (self._scored(v, start) for v in _variants(start, self._last))
+        states, grid = [start], list[Found]()
         for depth in range(_DEPTH):
             singles = list[Found]()
             for state in states:
-                if (good := self._settled(self._likely(state, self.mistakes))) is not None:
-                    return good
+                yield self._likely(state, self.mistakes)
+                if not depth and self._head is not None:
+                    yield self._grid(start, grid)
                 singles += self._singles(state)
-                if (good := self._settled(sorted(singles, key=distance)[:_BEST])) is not None:
-                    return good
+                yield sorted(singles, key=distance)[:_BEST]
             singles.sort(key=distance)
-            if not depth and (good := self._settled(self._on_top(start, singles))) is not None:
-                return good
-            if not depth and (good := self._settled(self.numbers_of(start, LOCAL, numbers))) is not None:
-                return good  # one layer alone
-            if not depth and (good := self._settled(self._likely(start, self.of_one_layer, self.scorer))) is not None:
-                return good
-            fitted = [] if depth else self._grid(start)
-            if (good := self._settled(fitted)) is not None:
-                return good
+            if not depth:
+                yield self._on_top(start, singles)
+                yield self.numbers_of(start, LOCAL, numbers)  # one layer alone
+                yield self._likely(start, self.of_one_layer, self.scorer)
+                if self._head is None:
+                    yield self._grid(start, grid)
+            fitted = [] if depth else grid
             for state in (*states[:1], *(singles[:_BEST] if depth + 1 < _DEPTH else ())):
                 fitted += self.numbers_of(state, math.inf if state is states[0] else LOCAL)
-                if (good := self._settled(fitted[-1:])) is not None:
-                    return good
+                yield fitted[-1:]
             least = min(s.score.rms for s in states)
             near = sorted(fitted, key=distance)[:1]
             states = [s for s in singles[:_STATES] if s.score.rms < least or s.score.support < start.score.support]
             states += [s for s in near if s.score.rms < _NEARER * least]
             if not states:
-                break
+                return
             self.nearest = min(states, key=distance)
-        return None
+
+    def _number(self, start: Found) -> list[Found]:
+        """One number that explains the first positions, on all of them."""
+        if self._head is None:
+            return self.numbers_of(start, LOCAL)
+        head = Numbers(self._head, self.numbers.seen, self.numbers.fixed)
+        free = head.promising(constants, start.variant, LOCAL)
+        step = head.next_number(head.fit(start.variant), [], free, start) if free else None
+        if step is None or not self._head.is_explained(step[1].score):
+            return []
+        whole = self.numbers.next_number(self.numbers.fit(start.variant), [], list(step[0].numbers), start)
+        return [whole[1]] if whole is not None else []
 
     def numbers_of(
         self, state: Found, most: float = math.inf, of: Callable[[Iterable[Step]], list[Number]] = constants
@@ -145,7 +155,7 @@ class Afar:
         step = self.numbers.next_number(self.numbers.fit(state.variant), [], free, state, most) if free else None
         return [step[1]] if step is not None else []
 
-    def _grid(self, state: Found) -> list[Found]:
+    def _grid(self, state: Found, kept: list[Found]) -> Iterator[Found]:
         """Numbers fitted from further off: the function may jump on the way, as where experts are chosen, or turn."""
         tried = list[tuple[tuple[int, float], Number, float]]()
         scorer = self._head or self.scorer
@@ -153,11 +163,12 @@ class Afar:
             for value in (n.value * f for f in _GRID) if n.value else ():
                 score = scorer.score(state.variant + (n.change(value),))
                 tried.append(((score.support, score.rms), n, value))
-        fit, found = self.numbers.fit(state.variant), list[Found]()
+        fit = self.numbers.fit(state.variant)
         for _, n, value in sorted(tried, key=lambda t: t[0])[:_BEST]:
             near = self.numbers.found(fit.run([n], [to_smooth(n.kind, value)]), state)
-            found += [near] if near is not None else []
-        return found
+            if near is not None:
+                kept.append(near)
+                yield near
 
     @cached_property
     def _head(self) -> Scorer | None:
@@ -200,7 +211,7 @@ class Afar:
             return []
         return [f for f in self._singles(singles[0])[:_BEST] if f.score.rms < singles[0].score.rms]
 
-    def _settled(self, found: Sequence[Found]) -> Found | None:
+    def _settled(self, found: Iterable[Found]) -> Found | None:
         """The first that explains the step, each change at its own step, and none that is not needed."""
         for each in found:
             judged = dataclasses.replace(each, score=self.scorer.tried(each.variant, each.score))
