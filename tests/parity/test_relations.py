@@ -110,6 +110,12 @@ def mlp_dropped(model: Any) -> None:
     gives(layers(model)[1].mlp, lambda x: 0 * x)
 
 
+def norm_reads_half(model: Any) -> None:
+    norm = layers(model)[1].post_attention_layernorm
+    reads(norm, lambda x: x.half())
+    gives(norm, lambda x: x.float())
+
+
 FAULTS: dict[str, tuple[Callable[[Any], Any], str, Any, list[int]]] = {
     "a layer's result halved": (halved, "residual.scale", 0.5, [2]),
     "queries, keys and values clipped": (clipped, "attn.clip", 1.2, [0, 1, 2]),
@@ -122,6 +128,7 @@ FAULTS: dict[str, tuple[Callable[[Any], Any], str, Any, list[int]]] = {
     "a head left out": (head_left_out, "attn.factor", "head 1 times 0", [1]),
     "a head made smaller": (head_made_smaller, "attn.factor", "head 1 times 0.9", [1]),
     "the other half through the activation": (activated_twice, "mlp.act", "silu", [1]),
+    "what a norm reads in float16": (norm_reads_half, "norm.dtype", "float16", [1]),
     "the embedding normed": (embedding_normed, "norm.missing", "present", []),
     "attention added to nothing": (attention_dropped, "residual.scale", 0.0, [1]),
     "the MLP added to nothing": (mlp_dropped, "residual.scale", 0.0, [1]),

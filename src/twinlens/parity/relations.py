@@ -30,6 +30,7 @@ _NORMS = {
 _EPS = (1e-6, 1e-5, 0.0)
 """Of norms that a checkpoint knows nothing of, besides its others'."""
 _ALONG = {"h": "head", "k": "key/value head", "p": "position", "d": "channel", "m": "channel", "e": "channel"}
+_COARSER = (torch.bfloat16, torch.float16)
 _SIGMAS = 4.0
 """How far a factor may be from the one that was fitted, in standard errors."""
 _FEW = 4
@@ -52,8 +53,8 @@ class Relation:
 
 
 def related(scorer: Scorer, spec: Spec) -> Found | None:
-    """The operation that makes of the declared value what the run has; None where there is none, or steps between the
-    two are hidden in which it could be.
+    """The operation that makes of the declared value what the run has, or of what the step reads what it read; None
+    where there is none, or steps between the two are hidden in which it could be.
     """
     merged = scorer.merged
     site, step = merged.target, merged.steps[-1]
@@ -64,15 +65,29 @@ def related(scorer: Scorer, spec: Spec) -> Found | None:
     before = (y - x)[real].double().norm()
     for relation in _relations(site, x, y, real, spec):
         after = (y - relation.op(x))[real].double().norm()
-        if not after <= NEARLY * before:
-            continue
-        variant = Variant((_change(site, step, relation),))
-        score = scorer.judged(variant)
-        if scorer.is_explained(score):
-            key = slot(variant.changes[0])
-            intervals = {key: relation.interval} if relation.interval else {}
-            return Found(variant, score, intervals, {key: relation.name} if relation.name else {})
-    return None
+        if after <= NEARLY * before and (found := _judged(scorer, _change(site, step, relation), relation)) is not None:
+            return found
+    seen = {r: merged.sites[r].dtype for r in step.reads if r in merged.sites and merged.sites[r].is_floating_point()}
+    coarser = (_read_in(site, step, read, seen[read], dtype) for read in seen for dtype in _COARSER)
+    return next((found for change in coarser if (found := _judged(scorer, change)) is not None), None)
+
+
+def _judged(scorer: Scorer, change: Rebuilt, relation: Relation | None = None) -> Found | None:
+    variant = Variant((change,))
+    score = scorer.tried(variant)
+    if not scorer.is_explained(score):
+        return None
+    interval, name = (relation.interval, relation.name) if relation is not None else (None, "")
+    return Found(variant, score, {slot(change): interval} if interval else {}, {slot(change): name} if name else {})
+
+
+def _read_in(site: str, step: Step, read: str, was: torch.dtype, dtype: torch.dtype) -> Rebuilt:
+    """The step reads a tensor that was rounded to a lower precision on its way."""
+    narrow, given = f"{read}{AGAIN}", plain(dtype)
+    row = dataclasses.replace(step, reads=tuple(narrow if r == read else r for r in step.reads))
+    rows = Step(narrow, Rounded(given), (read,)), row
+    words = f"{split(read)[1]} is read in {given}"
+    return Rebuilt(site, rows, f"{_part(site)}.dtype", site, plain(was), given, words)
 
 
 def _change(site: str, step: Step, relation: Relation) -> Rebuilt:
@@ -179,7 +194,7 @@ def _clipped(x: Tensor, y: Tensor) -> Iterator[Relation]:
 
 
 def _rounded(x: Tensor, y: Tensor) -> Iterator[Relation]:
-    for dtype in (torch.bfloat16, torch.float16):
+    for dtype in _COARSER:
         if torch.equal(y.to(dtype).to(y.dtype), y) and not torch.equal(x.to(dtype).to(x.dtype), x):
             yield Relation(Rounded(plain(dtype)), "dtype", plain(y.dtype), plain(dtype), f"rounded to {plain(dtype)}")
 
