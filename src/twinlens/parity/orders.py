@@ -14,6 +14,9 @@ from twinlens.parity.rounding import equal
 from twinlens.spec import Step
 
 _MOST = 160
+_FEWEST = 4
+"""Numbers that must be others before another precision is what proves it: fewer have the bits of many a thing by
+chance."""
 _TIES = 16
 """Units of roundoff of the finer precision, on both sides of the middle, within which a result is rounded either way:
 a sum of exponentials is off by up to eight."""
@@ -84,8 +87,15 @@ def precision(merged: Merged, base: Variant) -> Variant | None:
                     continue
                 trial = Variant((SetField(twins(merged.steps, step.writes, name), name, value),))
                 if matches(merged, base + trial) and not _are_ties(merged, base, merged.precision(step, now)):
-                    return trial
+                    return trial if _differing(merged, base) >= _FEWEST else None
     return None
+
+
+def _differing(merged: Merged, base: Variant) -> int:
+    """How many numbers that the step gives are others in the run: a table has each of them for every row and twice."""
+    native, value = merged.native(base).to(merged.value.dtype), merged.value
+    apart = native != value
+    return len(torch.stack((native[apart], value[apart])).unique(dim=1).T)
 
 
 def _are_ties(merged: Merged, base: Variant, declared: torch.dtype) -> bool:
