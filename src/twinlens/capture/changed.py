@@ -20,7 +20,8 @@ _STORED = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2
 
 def changed_before(ahead: Lookahead, step: Step) -> bool:
     """Move what a step reads, a product or a branch, to where it is changed once more, if the step replays there: a
-    clamp, another order of heads or positions. Not by a factor or a rounding, which fields may say. Scores read two.
+    clamp, another order of heads or positions. Not by a factor or a rounding, which fields may say. Of scores that read
+    two products both may be clamped; what else is done to both is a rotation more.
     """
     if step.weights or step.op.chooses:
         return False
@@ -31,7 +32,8 @@ def changed_before(ahead: Lookahead, step: Step) -> bool:
     for reads in ([read] for read in behind):
         if _moved(ahead, reads, [(guess,) for guess in behind[reads[0]]]):
             return True
-    return len(behind) == 2 and _moved(ahead, list(behind), list(product(*behind.values())))
+    both = [[g for g in found if _is_clamp(g.value, ahead.a.values[read])] for read, found in behind.items()]
+    return len(both) == 2 and _moved(ahead, list(behind), list(product(*both)))
 
 
 def _behind(ahead: Lookahead, step: Step, read: str) -> list[Guess]:
@@ -44,7 +46,7 @@ def _behind(ahead: Lookahead, step: Step, read: str) -> list[Guess]:
     wanted = a.search.wanted(read, now)
     found = [
         guess for guess in ahead.guesses(made, now)
-        if guess.node != place.node and a.search.above[guess.node] >> place.node & 1
+        if guess.node != place.node and guess.value.dtype == now.dtype and a.search.above[guess.node] >> place.node & 1
         and not parallel(guess.value, wanted) and not _said_by(step, guess.value, now)
     ]  # fmt: skip
     return [guess for guess in found if guess.layout == place.layout] or found
@@ -65,5 +67,9 @@ def _said_by(step: Step, x: Tensor, of: Tensor) -> bool:
     """
     if any(torch.equal(of.to(dtype).to(of.dtype), x.to(of.dtype)) for dtype in _STORED):
         return True
+    return isinstance(step.op, Normalize) and not _is_clamp(x, of)
+
+
+def _is_clamp(x: Tensor, of: Tensor) -> bool:
     bound = x.abs().max()
-    return isinstance(step.op, Normalize) and not torch.equal(of.clamp(-bound, bound), x)
+    return torch.equal(of.clamp(-bound, bound), x)
