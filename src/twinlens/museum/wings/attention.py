@@ -257,6 +257,19 @@ def _(m: Model) -> None:
 
 
 @exhibit(
+    "olmo-clip-qkv-ignored",
+    "llama",
+    Want("attn.clip", None, 2.0, ALL3),
+    source="huggingface/transformers#29890; huggingface/transformers#29921",
+)
+def _(m: Model) -> None:
+    """Queries, keys and values are clamped on one side alone, as OLMo and DBRX declare it (`clip_qkv`)."""
+    for each in attentions(m):
+        for name in ("q_proj", "k_proj", "v_proj"):
+            getattr(each, name).register_forward_hook(lambda module, args, out: out.clamp(-2.0, 2.0))
+
+
+@exhibit(
     "gqa-all-heads-on-first-kv-head",
     "llama",
     Want("attn.kv_map", "repeat", "first", ALL3),
