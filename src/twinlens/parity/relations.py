@@ -30,7 +30,15 @@ _NORMS = {
 _EPS = (1e-6, 1e-5, 0.0)
 """Of norms that a checkpoint knows nothing of, besides its others'."""
 _ALONG = {"h": "head", "k": "key/value head", "p": "position", "d": "channel", "m": "channel", "e": "channel"}
+_PARTS = {
+    "rotary": "rotary", "hook_embed": "embed", "logits": "unembed", "mlp.router": "router", "mlp": "mlp",
+    "attn": "attn", "ln1_post": "residual", "ln2_post": "residual", "ln": "norm",
+}  # fmt: skip
+"""The part of the model that a site belongs to, by how its name begins; the rest is the residual stream."""
 _COARSER = (torch.bfloat16, torch.float16)
+"""Precisions to which a tensor may be rounded on its way."""
+_WIDEST = 4096
+"""So many slices at most are held against each other."""
 _SIGMAS = 4.0
 """How far a factor may be from the one that was fitted, in standard errors."""
 _FEW = 4
@@ -100,20 +108,7 @@ def _change(site: str, step: Step, relation: Relation) -> Rebuilt:
 
 
 def _part(site: str) -> str:
-    """The part of the model that a site belongs to, as the vocabulary names it."""
-    name = split(site)[1]
-    parts = {
-        "rotary": "rotary",
-        "hook_embed": "embed",
-        "logits": "unembed",
-        "mlp.router": "router",
-        "mlp": "mlp",
-        "attn": "attn",
-        "ln1_post": "residual",
-        "ln2_post": "residual",
-        "ln": "norm",
-    }
-    return next((part for start, part in parts.items() if name.startswith(start)), "residual")
+    return next((part for start, part in _PARTS.items() if split(site)[1].startswith(start)), "residual")
 
 
 def _relations(site: str, x: Tensor, y: Tensor, real: Tensor, spec: Spec) -> Iterator[Relation]:
@@ -152,10 +147,10 @@ def _factors(x: Tensor, y: Tensor, real: Tensor, axis: int | None = None) -> tup
     eps = torch.finfo(y.dtype).eps
     x, y = (t.double().masked_fill(~real.view(*real.shape, *[1] * (t.ndim - 2)), 0.0) for t in (x, y))
     over = [a for a in range(x.ndim) if a != axis]
-    size = x.square().sum(over).clamp_min(torch.finfo(torch.float64).tiny)
-    factor = (x * y).sum(over) / size
+    size = x.square().sum(over)
+    factor = torch.where(size > 0, (x * y).sum(over) / size, 1.0)  # of padding alone nothing is known
     each = factor if axis is None else factor.view(-1, *[1] * (x.ndim - 1 - axis))
-    error = ((y - each * x).square().mean(over) / size).sqrt()
+    error = ((y - each * x).square().mean(over) / size).sqrt().nan_to_num()
     return factor, _SIGMAS * error + eps * factor.abs()  # a constant is rounded too
 
 
@@ -176,14 +171,18 @@ def _scaled(site: str, x: Tensor, y: Tensor, real: Tensor) -> Iterator[Relation]
 
 
 def _scaled_along(site: str, axis: int, x: Tensor, y: Tensor, real: Tensor) -> Iterator[Relation]:
-    """Some indices of an axis times a number of their own."""
+    """Some indices of an axis times one number, or a few times numbers of their own; positions all have theirs where a
+    norm is at fault.
+    """
     factors, widths = (t.tolist() for t in _factors(x, y, real, axis))
     told = {i: _named(f, w)[0] for i, (f, w) in enumerate(zip(factors, widths, strict=True)) if abs(f - 1.0) > w}
-    if 0 < len(told) <= max(x.shape[axis] // 2, 1):
+    alike = len(set(told.values())) == 1
+    along = _ALONG[axes(site)[axis]]
+    if 0 < len(told) <= max(x.shape[axis] // 2, 1) and (alike or (len(told) <= _FEW and along != _ALONG["p"])):
         some = ", ".join(map(str, told)) if len(told) <= _FEW else f"{min(told)} to {max(told)}"
-        times = f"{next(iter(told.values())):.6g}" if len(set(told.values())) == 1 else "numbers of their own"
+        times = f"{next(iter(told.values())):.6g}" if alike else "numbers of their own"
         op = Scaled(tuple(told.get(i, 1.0) for i in range(len(factors))), axis)
-        yield Relation(op, _word(site), 1.0, f"{_ALONG[axes(site)[axis]]} {some} times {times}")
+        yield Relation(op, _word(site), 1.0, f"{along} {some} times {times}")
 
 
 def _clipped(x: Tensor, y: Tensor) -> Iterator[Relation]:
@@ -201,7 +200,7 @@ def _rounded(x: Tensor, y: Tensor) -> Iterator[Relation]:
 
 def _taken(along: str, axis: int, x: Tensor, y: Tensor, real: Tensor) -> Iterator[Relation]:
     """Slices along an axis that hold what others should; along positions only where all rows are of one length."""
-    if along == "p" and not bool(real.all()):
+    if (along == "p" and not bool(real.all())) or x.shape[axis] > _WIDEST:
         return
     if along == "p":
         theirs, ours = (t.movedim(axis, 0).flatten(1) for t in (y, x))
