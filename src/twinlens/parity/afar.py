@@ -15,7 +15,7 @@ from typing import Any
 from twinlens.fields import to_smooth
 from twinlens.parity import hypotheses, solving, structure, weighing
 from twinlens.parity.changes import Change, Variant, slot
-from twinlens.parity.fit import Number, constants, numbers
+from twinlens.parity.fit import Number, constants, in_one_part, numbers
 from twinlens.parity.mistakes import Mistake, in_all, levelled, of_one_kind, together, unread, without
 from twinlens.parity.numbers import Numbers
 from twinlens.parity.score import Found, Scorer, apart, distance
@@ -111,6 +111,7 @@ class Afar:
                 yield self._likely(state, self.mistakes)
                 if not depth and self._head is not None:
                     yield self._grid(start, grid)
+                    yield self.numbers_of(start, LOCAL, in_one_part)
                 singles += self._singles(state)
                 yield sorted(singles, key=distance)[:_BEST]
             singles.sort(key=distance)

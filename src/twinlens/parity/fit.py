@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -125,6 +125,18 @@ def constants(steps: Iterable[Step]) -> list[Number]:
     ]
     alone = [n for like in groups.values() for n in like if len(like) > 1 and split(n.site)[0] is None]
     return [*tied, *alone]
+
+
+def in_one_part(steps: Iterable[Step]) -> list[Number]:
+    """Each number as one in one part of every layer, where others have it alike: the norms of queries and keys."""
+    found = list[Number]()
+    for whole in alike(steps):
+        parts = dict[str, list[str]]()
+        for site in whole.sites:
+            layer, name = split(site)
+            parts.setdefault("" if layer is None else name.partition(".")[0], []).append(site)
+        found += [replace(whole, sites=tuple(parts[p])) for p in parts if p and len(parts) > 1]
+    return found
 
 
 class Fit:
