@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import twinlens
 from twinlens.museum.hands import attention, method, modeling, norms
-from twinlens.museum.tiny import left_padded, random_tokens, tiny_gpt2, tiny_llama
+from twinlens.museum.tiny import ALL, left_padded, random_tokens, tiny_gpt2, tiny_llama
 
 Forward = Callable[[Any, Tensor], Tensor]
 
@@ -155,3 +155,28 @@ def test_a_weight_made_of_several_is_the_checkpoints_but_for_rounding() -> None:
         nn.utils.parametrizations.weight_norm(layer.self_attn.o_proj)
     report = twinlens.compare(model, candidate, tokens=random_tokens(model, 2, 17, seed=1))
     assert (report.verdict, report.causes) == ("rounding", [])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("part", ["mlp", "self_attn", "input_layernorm"])
+def test_a_module_that_two_layers_share_is_put_into_each(family: str, part: str) -> None:
+    model: Any = ALL[family]()
+    candidate = copy.deepcopy(model)
+    layers = candidate.model.layers
+    setattr(layers[1], part, getattr(layers[2], part))
+    report = twinlens.compare(model, candidate, tokens=random_tokens(model, 2, 17, seed=1))
+    assert {(c.parameter, tuple(c.layers)) for c in report.causes} == {("weight", (1,))}
+    assert {str(c.candidate).split(".")[2] for c in report.causes} == {"2"}
+    assert report.unexplained == []
+
+
+def test_one_layer_in_the_place_of_all() -> None:
+    """`[layer] * n`, which is one layer n times."""
+    model: Any = ALL["llama"]()
+    candidate = copy.deepcopy(model)
+    for i in range(1, len(candidate.model.layers)):
+        candidate.model.layers[i] = candidate.model.layers[0]
+    report = twinlens.compare(model, candidate, tokens=random_tokens(model, 2, 17, seed=1))
+    assert {c.parameter for c in report.causes} == {"weight"}
+    assert {layer for c in report.causes for layer in c.layers} == {1, 2}
+    assert report.unexplained == []

@@ -17,11 +17,13 @@ from twinlens.museum import named
 from twinlens.museum.tiny import ALL, random_tokens, tiny, tiny_gemma2, tiny_gpt2, tiny_llama
 from twinlens.museum.visit import compared, misses
 from twinlens.parity.changes import Feed, Leave, SetField, Variant, twins
+from twinlens.parity.fit import in_one_part
 from twinlens.parity.hypotheses import as_beside
 from twinlens.parity.merged import merge
 from twinlens.parity.meter import Meter
 from twinlens.parity.mistakes import levelled, together, unread, without
 from twinlens.parity.score import Scorer
+from twinlens.sites import split
 from twinlens.spec import Spec
 
 
@@ -141,3 +143,16 @@ def test_a_small_fault_of_one_layer_is_looked_for_on_all_positions() -> None:
     candidate.transformer.h[2].mlp.act = torch.nn.GELU()
     report = twinlens.compare(reference, candidate, tokens=random_tokens(reference, 2, 40), sites="logits")
     assert [(c.parameter, c.candidate, c.layers) for c in report.causes] == [("mlp.act", "gelu", [2])]
+
+
+def test_a_number_of_one_part_of_every_layer_is_one() -> None:
+    found = in_one_part(twinlens.load(ALL["qwen3"]()).spec.steps)
+    parts = {split(n.site)[1].partition(".")[0]: len(n.sites) for n in found if n.name == "eps"}
+    assert parts == {"ln1": 3, "ln2": 3, "attn": 6}
+
+
+@pytest.mark.sliced
+@pytest.mark.parametrize("level", ["logits", "logprobs"])
+def test_the_epsilon_of_queries_and_keys_is_named_from_afar(level: str) -> None:
+    exhibit = named("mistral3-projector-eps-not-passed")
+    assert misses(exhibit, compared(exhibit, level)[1]) == []

@@ -67,3 +67,12 @@ def test_an_entry_that_is_the_other_neighbour_of_a_tie_is_no_coarser_precision()
     assert 0 < apart[0] < 5, "the planted tie is there"
     report = twinlens.compare(reference, candidate, tokens=tokens)
     assert (report.verdict, report.causes) == ("rounding", [])
+
+
+def test_one_entry_of_a_table_is_no_precision() -> None:
+    """A factor that is off by 1e-4 turns one number of the cosines over, as a table in float16 would."""
+    native = twinlens.load(ALL["deepseek_v3"](300, dtype=BF16))
+    tables = [s.writes for s in native.spec.steps if type(s.op).__name__ == "RotaryTable"]
+    faulty = twinlens.Model(native.spec.set_fields(tables, "factor", 4.0 * (1 + 1e-4)), native.weight)
+    report = twinlens.compare(native, faulty, tokens=random_tokens(ALL["deepseek_v3"](300), 2, 40, 300))
+    assert [c for c in report.causes if c.parameter == "rotary.dtype"] == []
