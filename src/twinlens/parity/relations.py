@@ -62,7 +62,7 @@ class Relation:
 
 def related(scorer: Scorer, spec: Spec) -> Found | None:
     """The operation that makes of the declared value what the run has, or of what the step reads what it read; None
-    where there is none, or steps between the two are hidden in which it could be.
+    where there is none.
     """
     merged = scorer.merged
     site, step = merged.target, merged.steps[-1]
