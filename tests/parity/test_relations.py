@@ -166,6 +166,20 @@ def test_in_other_families(fault: str, family: str) -> None:
     assert report.unexplained == []
 
 
+def values_clipped(model: Any) -> None:
+    gives(attention(model).v_proj, lambda x: x.clamp(-1.5, 1.5))
+
+
+@pytest.mark.parametrize(("plant", "value", "where"), [(clipped, 1.2, [0, 1, 2]), (values_clipped, 1.5, [1])])
+@pytest.mark.parametrize("sites", ["sublayers", "residual"])
+def test_a_bound_is_fitted_where_products_are_hidden(
+    plant: Callable[[Any], Any], value: float, where: list[int], sites: str
+) -> None:
+    candidate, report = found(plant, sites=sites)
+    assert [(c.parameter, c.candidate, c.layers) for c in report.causes] == [("attn.clip", value, where)]
+    assert report.fix(candidate).verdict in ("identical", "rounding")
+
+
 @pytest.mark.parametrize("sites", ["residual", "logits"])
 def test_from_afar_nothing_is_read_off(sites: str) -> None:
     plant, *_ = FAULTS["what heads give in reverse"]

@@ -13,9 +13,11 @@ from torch import Tensor
 from twinlens import sites
 from twinlens.parity import gauges, hypotheses, orders, relations, structure, tables, weighing
 from twinlens.parity.changes import SetField, Use, Variant, concerns, slot
+from twinlens.parity.clamped import clamped
 from twinlens.parity.elsewhere import Elsewhere, told
 from twinlens.parity.faint import faint
 from twinlens.parity.merged import Merged
+from twinlens.parity.rebuilt import Rebuilt
 from twinlens.parity.result import Examination
 from twinlens.parity.rounding import difference, equal, unmasked
 from twinlens.parity.score import Found, Scorer, clash
@@ -55,6 +57,7 @@ class Examiner:
         self._tied: list[Variant] = []
         self._whole: list[Variant] = []
         self._of_tables: list[Variant] = []
+        self._bounds: list[float] = []
         self._elsewhere = Elsewhere(spec)
         for site, variants in before._changes.items() if before is not None else ():
             self._changes[site] = list(variants)
@@ -112,6 +115,8 @@ class Examiner:
                 return self.solved(m, search.scorer, plain)
             if not (m.is_far or ratio.is_rounding) and (alone := self._of_its_own(m, search.scorer, fixed)) is not None:
                 return alone
+            if not m.is_far and (bounded := self._clamped(m, search.scorer)) is not None:
+                return bounded
             self._in_vain[kind] += search.is_exhausted and not hasty
             return replace(self._unsolved(m, search, found), is_unfinished=search.is_exhausted and not m.is_far)
         beside, found = found.rivals, self._sharpened(search.scorer, search.rivals.renamed(found))
@@ -133,6 +138,14 @@ class Examiner:
             return None
         self._of_tables.append(found.variant)
         return self.solved(m, scorer, replace(alone, score=score))
+
+    def _clamped(self, m: Merged, scorer: Scorer) -> Examination | None:
+        """A step behind hidden products that are clamped, where nothing else explains it."""
+        found = clamped(scorer, self._bounds)
+        if found is None:
+            return None
+        self._bounds += [c.value for c in found.variant.changes if isinstance(c, Rebuilt)]
+        return self.solved(m, scorer, found)
 
     def _may_be_an_order(self, m: Merged, searched: Callable[[], Search]) -> bool:
         """Whether another order could be all the difference: it may flip a choice.
