@@ -180,6 +180,13 @@ def test_a_bound_is_fitted_where_products_are_hidden(
     assert report.fix(candidate).verdict in ("identical", "rounding")
 
 
+@pytest.mark.sliced
+@pytest.mark.parametrize("sites", ["logits", "logprobs"])
+def test_a_bound_of_all_layers_is_fitted_from_afar(sites: str) -> None:
+    _, report = found(clipped, sites=sites)
+    assert [(c.parameter, c.candidate, c.layers) for c in report.causes] == [("attn.clip", 1.2, [0, 1, 2])]
+
+
 @pytest.mark.parametrize("sites", ["residual", "logits"])
 def test_from_afar_nothing_is_read_off(sites: str) -> None:
     plant, *_ = FAULTS["what heads give in reverse"]

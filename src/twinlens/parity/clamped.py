@@ -13,6 +13,7 @@ from twinlens.parity.closed_form import closed_form
 from twinlens.parity.merged import Merged
 from twinlens.parity.rebuilt import AGAIN, Rebuilt
 from twinlens.parity.score import Found, Scorer
+from twinlens.sites import split
 from twinlens.spec import Step
 
 _BEYOND = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6)
@@ -29,10 +30,10 @@ def clamped(scorer: Scorer, known: Sequence[float] = ()) -> Found | None:
     products = [
         s for s in merged.steps if isinstance(s.op, Project) and s.op.heads and s.writes not in merged.sites
     ]  # fmt: skip
-    if not products or merged.is_far:
+    if not products:
         return None
     values = merged.plain()
-    for chosen in (products, *([s] for s in products)):
+    for chosen in (products, *([s] for s in products if not merged.is_far)):
         size = torch.cat([values[s.writes].abs().flatten().double() for s in chosen])
         starts = [*known, *(float(size.quantile(1.0 - part)) for part in _BEYOND)]
         near = min(starts, key=lambda bound: scorer.score(_change(merged, chosen, bound)).rms)
@@ -41,19 +42,27 @@ def clamped(scorer: Scorer, known: Sequence[float] = ()) -> Found | None:
         for bound, name, width in _named(_fitted(merged, chosen, near)):
             variant = _change(merged, chosen, bound)
             if scorer.is_explained(score := scorer.tried(variant)):
-                key = slot(variant.changes[0])
-                return Found(variant, score, {key: (bound - width, bound + width)}, {key: name} if name else {})
+                each = [slot(c) for c in variant.changes]
+                within = dict.fromkeys(each, (bound - width, bound + width))
+                return Found(variant, score, within, dict.fromkeys(each, name) if name else {})
     return None
 
 
 def _change(merged: Merged, products: Sequence[Step], bound: float) -> Variant:
+    """The products with this bound, as one change of each layer."""
+    layers = dict[int | None, list[Step]]()
+    for step in products:
+        layers.setdefault(split(step.writes)[0], []).append(step)
+    return Variant(tuple(_of_layer(merged.target, steps, bound) for steps in layers.values()))
+
+
+def _of_layer(target: str, products: Sequence[Step], bound: float) -> Rebuilt:
     rows = list[Step]()
     for step in products:
         plain = dataclasses.replace(step, writes=f"{step.writes}{AGAIN}")
         rows += [plain, Step(step.writes, Clipped(bound), (plain.writes,))]
     words = f"{', '.join(s.writes.rpartition('.')[2] for s in products)} within {bound:.6g} of 0"
-    first = products[0].writes
-    return Variant((Rebuilt(merged.target, tuple(rows), "attn.clip", first, None, bound, words),))
+    return Rebuilt(target, tuple(rows), "attn.clip", products[0].writes, None, bound, words)
 
 
 def _fitted(merged: Merged, products: Sequence[Step], bound: float) -> float:
