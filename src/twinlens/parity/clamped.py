@@ -34,8 +34,8 @@ def clamped(scorer: Scorer, known: Sequence[float] = ()) -> Found | None:
         return None
     values = merged.plain()
     for chosen in (products, *([s] for s in products if not merged.is_far)):
-        size = torch.cat([values[s.writes].abs().flatten().double() for s in chosen])
-        starts = [*known, *(float(size.quantile(1.0 - part)) for part in _BEYOND)]
+        size = torch.cat([values[s.writes].abs().flatten().float() for s in chosen]).sort().values
+        starts = [*known, *(float(size[int((1.0 - part) * (len(size) - 1))]) for part in _BEYOND)]
         near = min(starts, key=lambda bound: scorer.score(_change(merged, chosen, bound)).rms)
         if not scorer.score(_change(merged, chosen, near)) < scorer.base:
             continue
