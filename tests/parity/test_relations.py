@@ -166,6 +166,16 @@ def test_in_other_families(fault: str, family: str) -> None:
     assert report.unexplained == []
 
 
+def test_a_stream_that_every_layer_clamps_is_so_before_the_last_norm_too() -> None:
+    def planted(model: Any) -> None:
+        for layer in layers(model):
+            gives(layer, lambda x: x.clamp(-4, 4))
+
+    _, report = found(planted, "gemma3_text")
+    assert {(c.parameter, c.candidate) for c in report.causes} == {("residual.clip", 4.0)}
+    assert report.unexplained == []
+
+
 def values_clipped(model: Any) -> None:
     gives(attention(model).v_proj, lambda x: x.clamp(-1.5, 1.5))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from twinlens.capture.guesses import Guess
 from twinlens.capture.lookahead import Lookahead
 from twinlens.capture.values import parallel
-from twinlens.ops import Add, Normalize
+from twinlens.ops import Add, Branch, Normalize
 from twinlens.spec import Step
 
 _STORED = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -19,9 +19,9 @@ _STORED = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2
 
 
 def changed_before(ahead: Lookahead, step: Step) -> bool:
-    """Move what a step reads, a product or a branch, to where it is changed once more, if the step replays there: a
-    clamp, another order of heads or positions. Not by a factor or a rounding, which fields may say. Of scores that read
-    two products both may be clamped; what else is done to both is a rotation more.
+    """Move what a step reads, a product, a branch or the stream, to where it is changed once more, if the step replays
+    there: a clamp, another order of heads or positions. Not by a factor or a rounding, which fields may say. Of scores
+    that read two products both may be clamped; what else is done to both is a rotation more.
     """
     if step.weights or step.op.chooses:
         return False
@@ -40,7 +40,7 @@ def _behind(ahead: Lookahead, step: Step, read: str) -> list[Guess]:
     """What a site could be instead; in its own layout, where heads turned are the same in another one, first of all."""
     a = ahead.a
     place, made = a.places.get(read), a.spec.at.get(read)
-    if place is None or made is None or not (a.anchors.of(made) or a.is_copy(made)):
+    if place is None or made is None or not (a.anchors.of(made) or isinstance(made.op, Add | Branch)):
         return []
     now = a.values[read]
     wanted = a.search.wanted(read, now)
