@@ -115,7 +115,7 @@ class Examiner:
                 return self.solved(m, search.scorer, plain)
             if not (m.is_far or ratio.is_rounding) and (alone := self._of_its_own(m, search.scorer, fixed)) is not None:
                 return alone
-            if (bounded := self._clamped(m, search.scorer)) is not None:
+            if not ratio.is_rounding and (bounded := self._clamped(m, search.scorer)) is not None:
                 return bounded
             self._in_vain[kind] += search.is_exhausted and not hasty
             return replace(self._unsolved(m, search, found), is_unfinished=search.is_exhausted and not m.is_far)
