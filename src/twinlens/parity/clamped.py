@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -11,7 +10,7 @@ from twinlens.ops import Clipped, Project
 from twinlens.parity.changes import Variant, slot
 from twinlens.parity.closed_form import closed_form
 from twinlens.parity.merged import Merged
-from twinlens.parity.rebuilt import AGAIN, Rebuilt
+from twinlens.parity.rebuilt import Rebuilt, then
 from twinlens.parity.score import Found, Scorer
 from twinlens.sites import split
 from twinlens.spec import Step
@@ -57,12 +56,9 @@ def _change(merged: Merged, products: Sequence[Step], bound: float) -> Variant:
 
 
 def _of_layer(target: str, products: Sequence[Step], bound: float) -> Rebuilt:
-    rows = list[Step]()
-    for step in products:
-        plain = dataclasses.replace(step, writes=f"{step.writes}{AGAIN}")
-        rows += [plain, Step(step.writes, Clipped(bound), (plain.writes,))]
+    rows = tuple(row for step in products for row in then(step, Clipped(bound)))
     words = f"{', '.join(s.writes.rpartition('.')[2] for s in products)} within {bound:.6g} of 0"
-    return Rebuilt(target, tuple(rows), "attn.clip", products[0].writes, None, bound, words)
+    return Rebuilt(target, rows, "attn.clip", products[0].writes, None, bound, words)
 
 
 def _fitted(merged: Merged, products: Sequence[Step], bound: float) -> float:

@@ -9,11 +9,18 @@ from typing import Any
 
 from torch import Tensor
 
+from twinlens.ops import Op
 from twinlens.sites import by_slot
 from twinlens.spec import Spec, Step
 
 AGAIN = "@again"
 """Behind the name of a site that is computed once more, from something else."""
+
+
+def then(step: Step, op: Op) -> tuple[Step, Step]:
+    """A step with one operation more behind it, which writes what the step wrote."""
+    again = f"{step.writes}{AGAIN}"
+    return dataclasses.replace(step, writes=again), Step(step.writes, op, (again,))
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from twinlens.ops import Activate, Clipped, Normalize, Op, Rounded, Scaled, Taken
 from twinlens.ops.mlp import ACTIVATION_NAMES
+from twinlens.parity.branches import with_reads
 from twinlens.parity.changes import Variant, slot
 from twinlens.parity.closed_form import closed_form
 from twinlens.parity.grouping import plain
-from twinlens.parity.rebuilt import AGAIN, Rebuilt
+from twinlens.parity.rebuilt import AGAIN, Rebuilt, then
 from twinlens.parity.score import NEARLY, Found, Scorer
 from twinlens.sites import axes, split
 from twinlens.spec import Spec, Step
@@ -92,19 +93,18 @@ def _judged(scorer: Scorer, change: Rebuilt, relation: Relation | None = None) -
 def _read_in(site: str, step: Step, read: str, was: torch.dtype, dtype: torch.dtype) -> Rebuilt:
     """The step reads a tensor that was rounded to a lower precision on its way."""
     narrow, given = f"{read}{AGAIN}", plain(dtype)
-    row = dataclasses.replace(step, reads=tuple(narrow if r == read else r for r in step.reads))
+    row = dataclasses.replace(step, reads=with_reads(step.reads, {read: narrow}))
     rows = Step(narrow, Rounded(given), (read,)), row
     words = f"{split(read)[1]} is read in {given}"
     return Rebuilt(site, rows, f"{_part(site)}.dtype", site, plain(was), given, words)
 
 
 def _change(site: str, step: Step, relation: Relation) -> Rebuilt:
-    rows = dataclasses.replace(step, writes=f"{site}{AGAIN}"), Step(site, relation.op, (f"{site}{AGAIN}",))
     word, enters = f"{_part(site)}.{relation.what}", site
     if isinstance(relation.op, Normalize):
         word, enters = "norm.missing", normed_at(site)
     words = f"{split(site)[1]} is what the step gives, {relation.words or relation.value}"
-    return Rebuilt(site, rows, word, enters, relation.was, relation.value, words)
+    return Rebuilt(site, then(step, relation.op), word, enters, relation.was, relation.value, words)
 
 
 def _part(site: str) -> str:
